@@ -1,0 +1,114 @@
+"""Every task of the project: `nox --list` shows them, `nox -s NAME` runs one.
+
+Environments are kept between runs, and what is installed in one stays until pyproject.toml, constraints.txt or this
+file changes.
+"""
+
+import hashlib
+import os
+import tarfile
+import zipfile
+from pathlib import Path
+
+import nox
+
+ROOT = Path(__file__).parent
+SETTINGS = [ROOT / name for name in ("pyproject.toml", "constraints.txt", "noxfile.py")]
+
+nox.needs_version = ">=2024.4.15"
+nox.options.default_venv_backend = "virtualenv"  # brings pip: other installers choose CUDA builds of torch
+nox.options.reuse_venv = "yes"
+nox.options.sessions = ["lint", "types", "tests"]
+
+# No session talks to a model hub, and tokenizers must not start threads beside torch's.
+QUIET = {
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "MPLBACKEND": "Agg",
+}
+
+
+def install(session: nox.Session, *what: str) -> None:
+    """Install under the constraints, unless the environment has it all from an earlier run."""
+    state = hashlib.sha256(b"".join(path.read_bytes() for path in SETTINGS) + os.fsencode(ROOT)).hexdigest()
+    stamp = Path(session.virtualenv.location) / "installed.txt"
+    if stamp.is_file() and stamp.read_text() == state:
+        session.log("What this session needs is installed.")
+        return
+    session.install("--constraint", str(ROOT / "constraints.txt"), *what)
+    stamp.write_text(state)
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """Train the embedded model with EPIC and write the report; arguments after `--` go to the example."""
+    install(session, "--editable", ".[demo]")
+    session.run("python", "examples/llava_epic.py", *session.posargs, env=QUIET)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Tests and doctests; TOKENCURRIC_PROFILE=dev|ci|nightly sets how many examples a property gets."""
+    install(session, "--editable", ".[dev]")
+    session.run("pytest", *session.posargs, env=QUIET)
+
+
+@nox.session
+def nightly(session: nox.Session) -> None:
+    """All tests, the slow ones too, with thousands of examples a property."""
+    install(session, "--editable", ".[dev]")
+    everything = ["-m", "slow or not slow"]
+    session.run("pytest", *everything, *session.posargs, env=QUIET | {"TOKENCURRIC_PROFILE": "nightly"})
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style and likely mistakes; `nox -s lint -- --fix` mends what can be mended."""
+    install(session, "ruff")
+    session.run("ruff", "check", *session.posargs)
+    session.run("ruff", "format", *([] if "--fix" in session.posargs else ["--check"]))
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Static types, strict."""
+    install(session, "--editable", ".[demo,lora,testing]", "mypy", "nox")
+    session.run("mypy", *session.posargs)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Timings. The shape checks of the tests are off here: they would be timed too."""
+    install(session, "--editable", ".[hf,testing]", "pytest-benchmark")
+    session.run("pytest", "benchmarks", "-o", "addopts=--import-mode=importlib", *session.posargs, env=QUIET)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """The documentation as HTML in docs/_build/html; every warning is an error."""
+    install(session, "--editable", ".[demo,docs]")
+    strict = ["-W", "-n", "--keep-going", "-E"]
+    session.run("sphinx-build", *strict, "-b", "html", "docs", "docs/_build/html", *session.posargs, env=QUIET)
+
+
+@nox.session
+def dist(session: nox.Session) -> None:
+    """Build the source archive and the wheel, and look into both."""
+    install(session, "build", "hatchling")
+    folder = Path(session.create_tmp())
+    for earlier in folder.iterdir():
+        earlier.unlink()
+    session.run("python", "-m", "build", "--no-isolation", "--outdir", str(folder))
+    (wheel,) = folder.glob("*.whl")
+    (archive,) = folder.glob("*.tar.gz")
+    with zipfile.ZipFile(wheel) as packed:
+        in_wheel = set(packed.namelist())
+    with tarfile.open(archive) as packed_source:
+        in_archive = {name.partition("/")[2] for name in packed_source.getnames()}
+    library = {path.relative_to(ROOT).as_posix() for path in (ROOT / "tokencurric").rglob("*.py")}
+    library |= {"tokencurric/py.typed"}
+    missing = (library - in_wheel) | ((library | {"LICENSE", "README.md", "pyproject.toml"}) - in_archive)
+    strangers = {name for name in in_wheel if not name.startswith(("tokencurric/", "tokencurric-"))}
+    if missing or strangers:
+        session.error(f"missing: {sorted(missing)}; in the wheel by mistake: {sorted(strangers)}")

@@ -1,0 +1,36 @@
+"""Settings of every test: how many examples a property gets, one thread for torch, and shape checks on demand."""
+
+import os
+from collections.abc import Iterator
+
+import jaxtyping
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+for name, examples in {"dev": 25, "ci": 100, "nightly": 5000}.items():
+    # Tensors are slow to draw beside integers, so only the number of examples bounds a property's time.
+    settings.register_profile(
+        name,
+        max_examples=examples,
+        deadline=None,
+        suppress_health_check=[HealthCheck.too_slow],
+        print_blob=True,
+    )
+settings.load_profile(os.environ.get("TOKENCURRIC_PROFILE", "dev"))
+
+# Sums then have one order, and small tensors do not wait for a pool of threads.
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """The library as its users run it: without the shape checks that pytest switches on.
+
+    Needed by a test that looks at our own message for a wrong shape (the checks would raise first), and by one that
+    runs `torch.compile`, which fails on checked code.
+    """
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", before)
