@@ -1,0 +1,142 @@
+"""From hidden states at counted positions to losses, without ever holding all logits."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from tokencurric.errors import RangeError, ShapeError
+from tokencurric.losses.consistency import ConsistencyLoss
+
+Head: TypeAlias = Callable[[Tensor], Tensor]
+
+_LOGITS_A_CHUNK = 2**23  # 32 MiB in float32: large enough for full speed, small beside a model
+
+
+@dataclass(frozen=True)
+class LossSums:
+    """Sums over positions, not means, so that chunks, micro-batches and ranks add up.
+
+    Args:
+        sft: cross-entropy, nats. consistency: divergence, nats.
+        sft_count, consistency_count: numbers of positions behind them.
+    """
+
+    sft: Float[Tensor, ""]
+    consistency: Float[Tensor, ""]
+    sft_count: int
+    consistency_count: int
+
+
+@dataclass(frozen=True)
+class Taught:
+    """What the teacher says at the student's counted positions.
+
+    Args:
+        hidden: the teacher's hidden states. head: its output projection.
+        counts: positions at which the two are compared; None means all.
+    """
+
+    hidden: Float[Tensor, "position dim"]
+    head: Head
+    counts: Bool[Tensor, " position"] | None = None
+
+
+def supervised_losses(
+    hidden: Float[Tensor, "position dim"],
+    targets: Int[Tensor, " position"],
+    head: Head,
+    *,
+    taught: Taught | None = None,
+    loss: ConsistencyLoss | None = None,
+    chunk: int | None = None,
+) -> LossSums:
+    """Cross-entropy and consistency at the positions that predict a supervised token.
+
+    Logits are made a chunk of positions at a time and again in the backward pass, so memory grows with the chunk
+    and not with positions × vocabulary.
+
+    Args:
+        hidden: the student's hidden states, after the final norm. targets: the tokens to predict.
+        head: hidden states to logits. taught: the teacher's side; None leaves consistency at 0.
+        loss: how the two are compared; needed with `taught`.
+        chunk: positions a chunk; None chooses about 8 million logits.
+
+    Returns:
+        Sums; with no position, 0 with a live gradient.
+
+    Raises:
+        ShapeError: the tensors differ in their number of positions. RangeError: `chunk` is below 1.
+
+    Example:
+        >>> hidden = torch.randn(5, 8, requires_grad=True)
+        >>> sums = supervised_losses(hidden, torch.arange(5), torch.nn.Linear(8, 11))
+        >>> sums.sft_count, sums.consistency_count
+        (5, 0)
+    """
+    positions = targets.shape[0]
+    _check(positions, hidden, taught, chunk)
+    if positions == 0:
+        return LossSums(hidden.sum(), hidden.new_zeros((), dtype=torch.float32), 0, 0)
+    size = chunk or _chunk_for(head, hidden)
+
+    def losses(rows: Tensor, goal: Tensor, taught_rows: Tensor | None, counts: Tensor | None) -> tuple[Tensor, Tensor]:
+        logits = head(rows)
+        sft = functional.cross_entropy(logits.to(_at_least_float32(logits)), goal, reduction="sum")
+        if taught is None or loss is None or taught_rows is None:
+            return sft, sft.new_zeros(())
+        if counts is not None:  # or NaN where nothing is compared would still reach the student's gradient
+            taught_rows = taught_rows.masked_fill(~counts[:, None], 0.0)
+        with torch.no_grad():
+            teacher_logits = taught.head(taught_rows)
+        each = loss.divergence(logits, teacher_logits, temperature=loss.temperature)
+        return sft, (each if counts is None else torch.where(counts, each, 0.0)).sum()
+
+    sft, consistency = [], []
+    single = positions <= size
+    for start in range(0, positions, size):
+        rows = slice(start, start + size)
+        arguments = (
+            hidden[rows],
+            targets[rows],
+            None if taught is None else taught.hidden[rows].detach(),
+            None if taught is None or taught.counts is None else taught.counts[rows],
+        )
+        if single or not torch.is_grad_enabled():  # nothing to save by computing it twice
+            pair = losses(*arguments)
+        else:
+            pair = checkpoint(losses, *arguments, use_reentrant=False, preserve_rng_state=False)
+        sft.append(pair[0])
+        consistency.append(pair[1])
+    return LossSums(
+        torch.stack(sft).sum(), torch.stack(consistency).sum(), positions, 0 if taught is None else positions
+    )
+
+
+def _chunk_for(head: Head, hidden: Tensor) -> int:
+    """Positions a chunk. The vocabulary's size is read off one position: a head need not be a plain layer."""
+    with torch.no_grad():
+        return max(1, _LOGITS_A_CHUNK // head(hidden[:1]).shape[-1])
+
+
+def _at_least_float32(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def _check(positions: int, hidden: Tensor, taught: Taught | None, chunk: int | None) -> None:
+    if hidden.shape[0] != positions or (taught is not None and taught.hidden.shape[0] != positions):
+        raise ShapeError(
+            f"supervised_losses needs one hidden state a target; got {positions} targets, "
+            f"{hidden.shape[0]} hidden states and {'no' if taught is None else taught.hidden.shape[0]} taught ones. "
+            "Gather hidden states at the positions before the supervised tokens."
+        )
+    if chunk is not None and chunk < 1:
+        raise RangeError(
+            f"supervised_losses needs chunk >= 1; got chunk={chunk}. It is a number of positions. Leave it out to "
+            "have it chosen."
+        )

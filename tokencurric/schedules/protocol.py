@@ -1,0 +1,34 @@
+"""The contract of a schedule, and the check that all of them share."""
+
+from typing import Protocol, runtime_checkable
+
+from tokencurric.errors import RangeError
+
+
+@runtime_checkable
+class Schedule(Protocol):
+    """A pure function of progress β = step / total, from 0 (the first step) to 1 (approached, never reached).
+
+    The schedules of this package are frozen dataclasses: they have a `repr` that makes them again, equality and
+    pickling, and they keep no count.
+    """
+
+    def __call__(self, progress: float | int) -> float | int:
+        """The value at `progress`."""
+        ...
+
+
+def check_progress(progress: float | int, *, who: str) -> None:
+    """Raise unless 0 <= progress <= 1.
+
+    Raises:
+        RangeError: otherwise, also for NaN.
+
+    Example:
+        >>> check_progress(0.5, who="Linear")
+    """
+    if not 0.0 <= progress <= 1.0:
+        raise RangeError(
+            f"{who} needs 0 <= progress <= 1; got progress={progress}. It is step / total. "
+            "Pass the fraction of training that is done."
+        )
