@@ -1,0 +1,126 @@
+"""Generation under compress(): scores against a cache-free recompute at full length, with controls."""
+
+import pytest
+import torch
+from transformers import DynamicCache, StaticCache
+
+from tests.adapters.tiny import IMAGE, LAYOUTS, RAGGED, Recording, hidden_keys, tiny_batch, tiny_llava
+from tokencurric import DART, FastV, Random, StateError, Uniform, compress
+
+NEW = 5
+ARGUMENTS = {
+    "max_new_tokens": NEW,
+    "do_sample": False,
+    "output_scores": True,
+    "return_dict_in_generate": True,
+    "suppress_tokens": [IMAGE],  # the recompute would take it for a picture
+}
+
+
+@pytest.fixture(scope="module", params=["sdpa", "eager"])
+def model(request):
+    return tiny_llava(attention=request.param)
+
+
+def recomputed(model, batch, recording, layer, sequences):
+    """Scores of each new token from whole forwards over everything before it, no cache."""
+    prompt, dropped = batch["input_ids"].shape[1], recording.dropped(*batch["input_ids"].shape)
+    scores = []
+    for step in range(sequences.shape[1] - prompt):
+        ids = sequences[:, : prompt + step]
+        more = ids.new_ones(len(ids), step)
+        mask = torch.cat((batch["attention_mask"], more), 1)
+        gone = torch.cat((dropped, more.bool() & False), 1)
+        with hidden_keys(model, gone, mask.bool(), layer):
+            logits = model(**{**batch, "input_ids": ids, "attention_mask": mask}).logits
+        logits[..., IMAGE] = -torch.inf
+        scores.append(logits[:, -1])
+    return torch.stack(scores)
+
+
+@pytest.mark.parametrize("compressor", [FastV(), DART(), Random()], ids=lambda c: type(c).__name__)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@torch.no_grad()
+def test_scores_equal_a_cache_free_recompute(model, layout, compressor):
+    batch = tiny_batch(LAYOUTS[layout])
+    recording = Recording(compressor)
+    with compress(model, recording, keep=5, layer=2):
+        out = model.generate(**batch, **ARGUMENTS)
+    expected = recomputed(model, batch, recording, 2, out.sequences)
+    torch.testing.assert_close(torch.stack(out.scores), expected, rtol=1e-4, atol=1e-4)
+    plain = model.generate(**batch, **ARGUMENTS)
+    assert (plain.scores[0] - expected[0]).nan_to_num(0).abs().max() > 0.05, "control"
+
+
+@pytest.mark.parametrize("layer", [0, 1, 5])
+@torch.no_grad()
+def test_other_layers(model, layer):
+    batch, recording = tiny_batch(RAGGED), Recording(Uniform())
+    with compress(model, recording, keep=5, layer=layer):
+        out = model.generate(**batch, **ARGUMENTS)
+    expected = recomputed(model, batch, recording, layer, out.sequences)
+    torch.testing.assert_close(torch.stack(out.scores), expected, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_the_cache_is_smaller(model):
+    batch = tiny_batch(LAYOUTS["even"])
+    with compress(model, FastV(), keep=4, layer=2):
+        out = model.generate(**batch, **ARGUMENTS)
+    lengths = [layer.keys.shape[2] for layer in out.past_key_values.layers]
+    full = batch["input_ids"].shape[1] + NEW - 1
+    assert lengths == [full, full, *[full - 12] * 4]
+
+
+@torch.no_grad()
+def test_a_reset_cache_forgets_the_prompt_before(model):
+    cache = DynamicCache(config=model.config.text_config)
+    first, second = tiny_batch(RAGGED), tiny_batch(LAYOUTS["even"], seed=7)
+    with compress(model, Uniform(), keep=5, layer=2):
+        model.generate(**first, **ARGUMENTS, past_key_values=cache)
+        cache.reset()
+        again = model.generate(**second, **ARGUMENTS, past_key_values=cache)
+        fresh = model.generate(**second, **ARGUMENTS)
+    torch.testing.assert_close(torch.stack(again.scores), torch.stack(fresh.scores))
+    cache.reset()
+    plain = model.generate(**second, **ARGUMENTS, past_key_values=cache)
+    assert not torch.allclose(plain.scores[0], fresh.scores[0])
+
+
+@torch.no_grad()
+def test_a_conversation_goes_on_in_the_same_cache(model):
+    batch, recording = tiny_batch(RAGGED), Recording(Uniform())
+    more = torch.randint(5, 90, (3, 4), generator=torch.Generator().manual_seed(5))
+    cache = DynamicCache(config=model.config.text_config)
+    mask = torch.cat((batch["attention_mask"], torch.ones(3, 4, dtype=torch.long)), 1)
+    with compress(model, recording, keep=5, layer=2):
+        model(**batch, past_key_values=cache, use_cache=True)
+        positions = torch.arange(batch["input_ids"].shape[1], mask.shape[1])[None]
+        later = model(input_ids=more, attention_mask=mask, position_ids=positions, past_key_values=cache).logits
+        with pytest.raises(StateError, match="all pictures in the first call"):
+            model(input_ids=batch["input_ids"], pixel_values=batch["pixel_values"], past_key_values=cache)
+    ids = torch.cat((batch["input_ids"], more), 1)
+    dropped = torch.nn.functional.pad(recording.dropped(*batch["input_ids"].shape), (0, 4))
+    with hidden_keys(model, dropped, mask.bool(), 2):
+        full = model(**{**batch, "input_ids": ids, "attention_mask": mask}).logits[:, -4:]
+    torch.testing.assert_close(later, full, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_static_cache(model):
+    batch, recording = tiny_batch(RAGGED), Recording(Uniform())
+    with compress(model, recording, keep=5, layer=2):
+        cache = StaticCache(config=model.config.text_config, max_cache_len=64)
+        out = model.generate(**batch, **ARGUMENTS, past_key_values=cache, disable_compile=True)
+    expected = recomputed(model, batch, recording, 2, out.sequences)
+    torch.testing.assert_close(torch.stack(out.scores), expected, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_beams_of_a_prompt_share_a_random_choice(model):
+    batch, recording = tiny_batch(RAGGED), Recording(Random())
+    with compress(model, recording, keep=5, layer=2):
+        model.generate(**batch, max_new_tokens=3, num_beams=3, do_sample=False, suppress_tokens=[IMAGE])
+    mask = recording.calls[-1][1].view(3, 3, -1)
+    assert torch.equal(mask[:, :1].expand_as(mask), mask)
+    assert not torch.equal(mask[0, 0], mask[1, 0])

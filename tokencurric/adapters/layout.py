@@ -1,0 +1,132 @@
+"""Where a batch has visual tokens, prompt text, padding, the query and what is to be learnt.
+
+Everything the host has to know (widths of short tensors) is read from the device once, together.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from tokencurric.errors import RangeError, ShapeError
+
+IGNORED = -100  # label of a position that is not supervised, as in transformers
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """Positions of a batch, on its full sequence, and the counts the host knows.
+
+    Args:
+        visual, real: which positions are visual tokens; which are no padding.
+        query: the end of the prompt, a row: whose attention is read.
+        visual_positions, visual_valid: the visual positions, packed. text_positions, text_valid: the prompt text's.
+        visual_counts, real_counts: a row, on the host.
+        rows, predictors: of each supervised token, its row and the position that predicts it; None without labels.
+        targets: the supervised tokens.
+    """
+
+    visual: Bool[Tensor, "batch seq"]
+    real: Bool[Tensor, "batch seq"]
+    query: Int[Tensor, " batch"]
+    visual_positions: Int[Tensor, "batch visual"]
+    visual_valid: Bool[Tensor, "batch visual"]
+    text_positions: Int[Tensor, "batch text"]
+    text_valid: Bool[Tensor, "batch text"]
+    visual_counts: tuple[int, ...]
+    real_counts: tuple[int, ...]
+    rows: Int[Tensor, " position"] | None = None
+    predictors: Int[Tensor, " position"] | None = None
+    targets: Int[Tensor, " position"] | None = None
+
+    @property
+    def length(self) -> int:
+        """Of the full sequence."""
+        return self.visual.shape[1]
+
+
+def lay_out(
+    visual: Bool[Tensor, "batch seq"],
+    attention_mask: Bool[Tensor, "batch seq"] | Int[Tensor, "batch seq"] | None = None,
+    *,
+    labels: Int[Tensor, "batch seq"] | None = None,
+    query: Int[Tensor, " batch"] | None = None,
+) -> Layout:
+    """Lay out a batch.
+
+    The query is the end of the first prompt after a row's last visual token: with labels, the position before the
+    first supervised token there; without, or where there is none, the last real position.
+
+    Args:
+        visual: visual tokens. attention_mask: zero at padding; None means there is none. labels: as the model takes
+            them, -100 where nothing is supervised. query: the query positions, if not the default.
+
+    Raises:
+        ShapeError: shapes differ. RangeError: a query lies outside the sequence.
+
+    Example:
+        >>> visual = torch.tensor([[False, True, True, False, False]])
+        >>> layout = lay_out(visual, labels=torch.tensor([[-100, -100, -100, -100, 7]]))
+        >>> layout.query.tolist(), layout.text_positions.tolist(), layout.predictors.tolist()
+        ([3], [[3]], [3])
+    """
+    batch, seq = visual.shape
+    for name, tensor, shape in (
+        ("attention_mask", attention_mask, (batch, seq)),
+        ("labels", labels, (batch, seq)),
+        ("query", query, (batch,)),
+    ):
+        if tensor is not None and tensor.shape != shape:
+            raise ShapeError(
+                f"lay_out needs {name} of shape {shape}; got {tuple(tensor.shape)}. It describes the same batch as "
+                "the token ids. Pass the batch as the processor made it."
+            )
+    position = torch.arange(seq, device=visual.device)
+    real = torch.ones_like(visual) if attention_mask is None else attention_mask.to(visual.device).bool()
+    visual = visual & real
+    last_visual = torch.where(visual, position, -1).amax(1)
+    last_real = torch.where(real, position, 0).amax(1)
+    supervised = None if labels is None else _predicting(labels.to(visual.device))
+    if query is None:
+        query = last_real if supervised is None else _prompt_end(supervised, last_visual, last_real)
+    query = query.to(visual.device)
+    text = real & ~visual & (position > last_visual[:, None]) & (position <= query[:, None])
+
+    counts = [visual.sum(1), real.sum(1), text.sum(1), query]
+    counts.append(torch.zeros_like(query) if supervised is None else supervised.sum(1))
+    n_visual, n_real, n_text, queries, n_supervised = torch.stack(counts).tolist()  # the one wait for the device
+    if not all(0 <= q < seq for q in queries):
+        raise RangeError(
+            f"lay_out needs query positions from 0 to {seq - 1}; got {queries}. A query is a position of the full "
+            "sequence, padding included. Leave it out for the end of the prompt."
+        )
+    visual_positions, visual_valid = _pack(visual, max(n_visual, default=0))
+    text_positions, text_valid = _pack(text, max(n_text, default=0))
+    rows = predictors = targets = None
+    if supervised is not None and labels is not None:
+        rows, predictors = torch.nonzero_static(supervised, size=sum(n_supervised)).unbind(1)
+        targets = labels.to(visual.device)[rows, predictors + 1]
+    return Layout(
+        visual, real, query, visual_positions, visual_valid, text_positions, text_valid,
+        tuple(n_visual), tuple(n_real), rows, predictors, targets,
+    )  # fmt: skip
+
+
+def _predicting(labels: Tensor) -> Tensor:
+    """Positions whose next token is supervised."""
+    return torch.nn.functional.pad(labels[:, 1:] != IGNORED, (0, 1), value=False)
+
+
+def _prompt_end(supervised: Tensor, last_visual: Tensor, last_real: Tensor) -> Tensor:
+    """First predicting position at or after the last visual token whose own token is no answer; else the last real."""
+    answer = torch.nn.functional.pad(supervised[:, :-1], (1, 0), value=False)
+    position = torch.arange(supervised.shape[1], device=supervised.device)
+    ends = supervised & ~answer & (position >= last_visual[:, None])
+    return torch.where(ends.any(1), ends.int().argmax(1), last_real)
+
+
+def _pack(mask: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """Positions where `mask` holds, in order, packed to the left; and which entries are such."""
+    order = (~mask).int().argsort(dim=1, stable=True)[:, :width]
+    return order, mask.gather(1, order)

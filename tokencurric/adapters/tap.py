@@ -1,0 +1,91 @@
+"""Reading queries and keys of one attention module, whatever attention implementation runs.
+
+`output_attentions` would force eager attention and materialise every head's full map. Here one module, for one
+forward, is given a copy of its config that names a wrapper: it lets the real implementation run and computes the one
+row that is needed, from the prompt's query to all keys.
+"""
+
+import copy
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+_NAME = "tokencurric_tap"  # the one name this library registers anywhere
+
+
+@dataclass(frozen=True, eq=False)
+class Tapped:
+    """What was read.
+
+    Args:
+        attention: from the query to every position, softmax over all keys, mean over heads; 0 where it cannot see.
+        keys: after rotary embedding.
+    """
+
+    attention: Float[Tensor, "batch seq"]
+    keys: Float[Tensor, "batch kv_heads seq head_dim"]
+
+
+class AttentionTap:
+    """Armed on one attention module, it reads once and restores the module.
+
+    Args:
+        module: a transformers attention module. query: the query position, a row. real: positions that are no padding.
+    """
+
+    def __init__(self, module: Any, query: Int[Tensor, " batch"], real: Bool[Tensor, "batch seq"]) -> None:
+        self._module, self._config = module, module.config
+        self._query, self._real = query, real
+        self.implementation: str = module.config._attn_implementation
+        self.tapped: Tapped | None = None
+        if _NAME not in ALL_ATTENTION_FUNCTIONS:
+            AttentionInterface.register(_NAME, _attention_with_tap)
+        config = copy.copy(module.config)  # shallow: only this module looks at the copy
+        config.__dict__["_attn_implementation_internal"] = _NAME
+        config.__dict__["_tokencurric_tap"] = self
+        module.config = config
+
+    def close(self) -> None:
+        """Restore the module; it may be called again."""
+        self._module.config = self._config
+
+    @torch.no_grad()
+    def read(self, query: Tensor, key: Tensor, mask: Tensor | None, arguments: dict[str, Any]) -> None:
+        """Compute the row and restore the module: a recomputation of the layer is not read again."""
+        self.close()
+        batch, heads, seq, width = query.shape
+        key = key[:, :, :seq].detach()  # a static cache's tail is empty
+        rows = torch.arange(batch, device=query.device)
+        at = self._query.to(query.device)
+        one = query[rows, :, at].view(batch, key.shape[1], heads // key.shape[1], width)
+        scale = arguments.get("scaling") or width**-0.5
+        logits = torch.einsum("bgrd,bgkd->bgrk", one, key).flatten(1, 2).float() * scale
+        if (cap := arguments.get("softcap")) is not None:
+            logits = torch.tanh(logits / cap) * cap
+        seen = self._visible(rows, at, seq, mask)
+        attention = logits.masked_fill(~seen[:, None], float("-inf")).softmax(-1).mean(1)
+        self.tapped = Tapped(attention, key)
+
+    def _visible(self, rows: Tensor, at: Tensor, seq: int, mask: Tensor | None) -> Tensor:
+        seen = self._real.to(at.device) & (torch.arange(seq, device=at.device) <= at[:, None])
+        if mask is not None and mask.ndim == 4:  # carries what only the model knows, such as a sliding window
+            row = mask[rows if mask.shape[0] > 1 else torch.zeros_like(rows), 0, at, :seq]
+            seen = seen & (row if row.dtype == torch.bool else row > torch.finfo(row.dtype).min / 2)
+        return seen
+
+
+def _attention_with_tap(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **arguments: Any
+) -> Any:
+    config: Any = module.config
+    tap: AttentionTap = config._tokencurric_tap
+    tap.read(query, key, attention_mask, arguments)
+    eager: Any = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+    attend = ALL_ATTENTION_FUNCTIONS.get_interface(tap.implementation, eager)
+    return attend(module, query, key, value, attention_mask, **arguments)
