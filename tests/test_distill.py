@@ -1,0 +1,340 @@
+"""EPIC's loss and gradients against whole, separate forward passes that share nothing."""
+
+from dataclasses import replace
+
+import jaxtyping
+import pytest
+import torch
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
+from torch.nn import functional
+
+from tests.adapters.tiny import DEPTH, EVEN, RAGGED, Recording, tiny_batch, tiny_llava
+from tokencurric import DART, EPIC, ConsistencyLoss, Curriculum, FastV, Random, Uniform, compress, lcd, tcd
+from tokencurric.compressors import Tags
+from tokencurric.curriculum import DeepToShallow, Stage, constant
+from tokencurric.errors import RangeError, StateError, UnsupportedModelError
+from tokencurric.losses import jensen_shannon
+
+HARD = constant(0.8, margin=0.3)
+STEP = {"step": 3, "total": 10, "seed": 5}
+
+
+@pytest.fixture
+def model():
+    return tiny_llava(dtype=torch.float64)
+
+
+def batch_of(rows=RAGGED, **arguments):
+    batch = tiny_batch(rows, answers=2, **arguments)
+    if "pixel_values" in batch:
+        batch["pixel_values"] = batch["pixel_values"].double()
+    return batch
+
+
+def gradients(model):
+    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    return found
+
+
+def assert_same(ours, reference, **tolerance):
+    assert ours.keys() == reference.keys()
+    for name in ours:
+        torch.testing.assert_close(ours[name], reference[name], **tolerance, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def two_passes(model, batch, objective, stage: Stage):
+    """The loss as it is written: two whole forwards, all logits, nothing shared."""
+    inputs = {k: v for k, v in batch.items() if k not in ("labels", "row_key")}
+    labels = batch["labels"]
+    query = (labels != -100).int().argmax(1) - 1
+    arguments = {"layer": stage.layer, "seed": stage.seed, "query": query, "row_key": batch.get("row_key")}
+    with torch.no_grad(), compress(model, objective.compressor, ratio=stage.teacher, **arguments):
+        teacher = model(**inputs).logits
+    context = compress(model, objective.compressor, ratio=stage.student, **arguments)
+    with context:
+        student = model(**inputs).logits
+        at = functional.pad(labels[:, 1:] != -100, (0, 1), value=False)
+        targets = labels[:, 1:][at[:, :-1]]
+        sft = functional.cross_entropy(student[at], targets)
+        p, q = teacher[at].log_softmax(-1), student[at].log_softmax(-1)
+        kl = (p.exp() * (p - q)).sum(-1).mean()
+        loss = (1 - objective.weight) * sft + objective.weight * kl
+        loss.backward()
+    return loss.detach(), kl.detach()
+
+
+@pytest.mark.parametrize("rows", [RAGGED, EVEN], ids=["ragged", "even"])
+@pytest.mark.parametrize("padding", ["left", "right"])
+@pytest.mark.parametrize("compressor", [DART(), FastV(), Random(), Uniform()], ids=lambda c: type(c).__name__)
+def test_loss_and_gradients_equal_two_whole_passes(model, compressor, padding, rows):
+    batch = batch_of(rows, padding=padding)
+    objective = EPIC(compressor, HARD)
+    out = objective(model, batch, **STEP)
+    out.loss.backward()
+    ours = gradients(model)
+    objective.detach()
+    loss, kl = two_passes(model, batch, objective, out.stage)
+    torch.testing.assert_close(out.loss.detach(), loss)
+    assert_same(ours, gradients(model))
+    assert kl > 1e-3, "control: teacher and student have to differ"
+    torch.testing.assert_close(out.metrics["consistency_loss"], kl)
+
+
+def test_sharing_the_prefix_changes_nothing(model):
+    batch = batch_of()
+    results = []
+    for share in (True, False):
+        objective = EPIC(DART(), lcd(), share_prefix=share)
+        out = objective(model, batch, step=6, total=10)
+        out.loss.backward()
+        results.append((out.loss.detach(), gradients(model)))
+        objective.detach()
+    torch.testing.assert_close(*[r[0] for r in results])
+    assert_same(results[0][1], results[1][1])
+
+
+@pytest.mark.parametrize("how", ["transformers", "wrapper"])
+@pytest.mark.parametrize("compressor", [DART(), Random()], ids=lambda c: type(c).__name__)
+def test_gradient_checkpointing_changes_nothing(compressor, how):
+    plain, checkpointed = tiny_llava(dtype=torch.float64).train(), tiny_llava(dtype=torch.float64).train()
+    batch = batch_of()
+    if how == "transformers":
+        checkpointed.gradient_checkpointing_enable({"use_reentrant": False})
+    else:
+        kind = type(checkpointed.get_decoder().layers[0])
+        apply_activation_checkpointing(checkpointed, check_fn=lambda m: isinstance(m, kind))
+    found = []
+    for model in (plain, checkpointed):
+        objective = EPIC(compressor, HARD, feature_weight=0.1)
+        out = objective(model, batch, **STEP)
+        out.loss.backward()
+        found.append({name.replace("_checkpoint_wrapped_module.", ""): g for name, g in gradients(model).items()})
+        objective.detach()
+    assert_same(found[1], found[0])
+
+
+def test_micro_batches_add_up_to_the_batch(model):
+    batch = {**batch_of(), "row_key": torch.tensor([11, 12, 13])}
+    items = (batch["labels"] != -100).sum()
+    objective = EPIC(Random(), HARD, feature_weight=0.1)
+    whole = objective(model, batch, **STEP, num_items=items)
+    whole.loss.backward()
+    expected = gradients(model)
+    pictures = [slice(0, 1), slice(1, 3), slice(3, 3)]
+    total = 0.0
+    for row, picture in enumerate(pictures):
+        part = {k: v[row : row + 1] for k, v in batch.items() if k != "pixel_values"}
+        if row < 2:
+            part["pixel_values"] = batch["pixel_values"][picture]
+        out = objective(model, part, **STEP, num_items=items)
+        out.loss.backward()
+        total += out.loss.detach()
+    torch.testing.assert_close(total, whole.loss.detach())
+    assert_same(gradients(model), expected)
+    mean = objective(model, {k: v[:1] for k, v in batch.items()}, **STEP).loss.detach()
+    assert not torch.isclose(mean, total), "control: a mean of a micro-batch is something else"
+
+
+def test_selection_never_sees_the_answer(model):
+    batch = batch_of(EVEN, padding="right")
+    kept = []
+    for change in (0, 1):
+        recording = Recording(DART())
+        ids = batch["input_ids"].clone()
+        ids[:, -1] += change
+        objective = EPIC(recording, HARD)
+        objective(model, {**batch, "input_ids": ids}, **STEP)
+        objective.detach()
+        kept.append(recording.calls[0][1])
+    assert torch.equal(*kept)
+    seen = [kept[0]]
+    for change in range(1, 6):  # control: the last prompt token does matter
+        recording, ids = Recording(FastV()), batch["input_ids"].clone()
+        ids[:, -3] += change
+        objective = EPIC(recording, HARD)
+        objective(model, {**batch, "input_ids": ids}, **STEP)
+        objective.detach()
+        seen.append(recording.calls[0][1])
+    assert any(not torch.equal(seen[1], other) for other in seen[2:])
+
+
+def test_a_stage_that_compresses_nothing_is_plain_fine_tuning(model):
+    batch = batch_of()
+    expected = model(**batch).loss.double()
+    objective = EPIC(DART(), lcd())
+    out = objective(model, batch, step=0, total=10)
+    assert out.stage.layer == DEPTH
+    torch.testing.assert_close(out.loss, expected, rtol=1e-6, atol=1e-6)  # the model's own is in float32
+    torch.testing.assert_close(objective.uncompressed(model, batch).loss, out.loss)
+    later = objective(model, batch, step=9, total=10)
+    objective.detach()
+    assert later.stage.layer < DEPTH and not torch.isclose(later.loss, expected)
+
+
+def test_text_only_and_unsupervised_batches(model):
+    text = batch_of(((6,), (9,)))
+    objective = EPIC(FastV(), HARD)
+    out = objective(model, text, **STEP)
+    expected = model(**text).loss.double()
+    torch.testing.assert_close(out.loss, 0.3 * expected, rtol=1e-6, atol=1e-6)  # teacher and student agree exactly
+    assert float(out.metrics["consistency_loss"]) == 0.0
+    nothing = batch_of()
+    nothing["labels"] = torch.full_like(nothing["labels"], -100)
+    out = objective(model, nothing, **STEP)
+    out.loss.backward()
+    objective.detach()
+    assert float(out.loss) == 0.0
+    assert all(float(g.abs().max()) == 0.0 for g in gradients(model).values())
+
+
+def test_a_predictor_that_was_dropped(model):
+    """The answer begins right after the picture: cross-entropy takes the kept position before, consistency skips."""
+    batch = batch_of(((3, "I", 2),), padding="right")
+
+    class KeepFirst:
+        needs = frozenset()
+        tags = Tags(uses_position=True)
+
+        def __call__(self, view, keep, *, seed=0):
+            return view.mask & (view.rank < keep[:, None])
+
+    objective = EPIC(KeepFirst(), HARD)
+    out = objective(model, batch, **STEP)
+    objective.detach()
+    assert int(out.metrics["displaced_tokens"]) == 1
+    with compress(model, KeepFirst(), ratio=0.8, layer=2):
+        student = model(input_ids=batch["input_ids"], pixel_values=batch["pixel_values"]).logits
+    with compress(model, KeepFirst(), ratio=0.5, layer=2):
+        teacher = model(input_ids=batch["input_ids"], pixel_values=batch["pixel_values"]).logits
+    first = 3 + 15  # the last visual token predicts the first answer token; 3 of 16 are kept
+    sft = functional.cross_entropy(student[0, first : first + 2], batch["labels"][0, -2:])
+    p, q = teacher[0, first + 1].log_softmax(-1), student[0, first + 1].log_softmax(-1)
+    kl = (p.exp() * (p - q)).sum()
+    torch.testing.assert_close(out.metrics["sft_loss"], sft)
+    torch.testing.assert_close(out.metrics["consistency_loss"], kl / 2)
+
+
+def test_feature_loss_is_the_distance_at_positions_both_keep(model):
+    batch = batch_of(EVEN)
+    recording = Recording(Uniform())
+    objective = EPIC(recording, constant(0.8, margin=0.8), weight=0.0, feature_weight=1.0)
+    out = objective(model, batch, **STEP)
+    objective.detach()
+    states = {}
+    for name, ratio in (("student", 0.8), ("teacher", 0.0)):
+        seen = []
+        layers = model.get_decoder().layers[2:]
+        hooks = [each.register_forward_hook(lambda m, a, o, seen=seen: seen.append(o)) for each in layers]
+        with torch.no_grad(), compress(model, Uniform(), ratio=ratio):
+            model(**{k: v for k, v in batch.items() if k != "labels"})
+        for hook in hooks:
+            hook.remove()
+        states[name] = seen
+    student_call = next(mask for view, mask in recording.calls if int(mask.sum()) < 32)
+    visual = batch["input_ids"] == 99
+    kept = torch.ones_like(visual)
+    kept[visual] = student_call.flatten()
+    each = [(s - t[kept].view_as(s)).square().mean() for s, t in zip(states["student"], states["teacher"], strict=True)]
+    torch.testing.assert_close(out.metrics["feature_loss"].double(), torch.stack(each).mean(), rtol=1e-5, atol=1e-6)
+    assert float(out.metrics["feature_loss"]) > 0.01
+
+
+def test_a_teacher_of_its_own(model):
+    batch, other = batch_of(), tiny_llava(dtype=torch.float64, seed=9)
+    objective = EPIC(DART(), constant(0.8, margin=0.8), teacher=other)
+    out = objective(model, batch, **STEP)
+    out.loss.backward()
+    objective.detach()
+    assert not gradients(other)
+    at = functional.pad(batch["labels"][:, 1:] != -100, (0, 1), value=False)
+    inputs = {k: v for k, v in batch.items() if k != "labels"}
+    with torch.no_grad(), compress(model, DART(), ratio=0.8, query=(batch["labels"] != -100).int().argmax(1) - 1):
+        q = model(**inputs).logits[at].log_softmax(-1)
+    p = other(**inputs).logits.detach()[at].log_softmax(-1)
+    torch.testing.assert_close(out.metrics["consistency_loss"], (p.exp() * (p - q)).sum(-1).mean())
+
+
+def test_dropout_leaves_the_teacher_and_the_random_state_alone():
+    model = tiny_llava(attention_dropout=0.5).train()
+    batch = tiny_batch(answers=2)
+    states = []
+    for weight in (0.0, 0.7):
+        torch.manual_seed(3)
+        objective = EPIC(Uniform(), HARD, weight=weight)
+        out = objective(model, batch, **STEP)
+        objective.detach()
+        states.append((torch.get_rng_state(), out.metrics["sft_loss"]))
+    assert torch.equal(states[0][0], states[1][0])
+    torch.testing.assert_close(states[0][1], states[1][1])
+    assert all(layer.training for layer in model.get_decoder().layers)
+    torch.manual_seed(4)
+    objective = EPIC(Uniform(), HARD)
+    assert not torch.isclose(objective(model, batch, **STEP).metrics["sft_loss"], states[1][1]), "control"
+    objective.detach()
+
+
+def test_hooks_leave_no_trace(model):
+    def trace():
+        modules = list(model.modules())
+        return (
+            [(type(m), sorted(vars(m)), len(m._forward_hooks), len(m._forward_pre_hooks)) for m in modules],
+            [len(m._forward_hooks_with_kwargs) + len(m._forward_pre_hooks_with_kwargs) for m in modules],
+            model.config.to_dict(),
+            {name: value.clone() for name, value in model.state_dict().items()}.keys(),
+            [id(m.config) for m in modules if hasattr(m, "config")],
+        )
+
+    batch = batch_of()
+    model(**batch)  # transformers sets up some of its own on the first call
+    before = trace()
+    objective = EPIC(FastV(), tcd())
+    objective(model, batch, **STEP)
+    assert trace() != before, "control"
+    with pytest.raises(ValueError, match="do not match"):
+        objective(model, {**batch, "pixel_values": batch["pixel_values"][:1]}, **STEP)
+    objective.detach()
+    assert trace() == before
+
+    class Broken:
+        needs, tags = FastV.needs, FastV.tags
+
+        def __call__(self, view, keep, *, seed=0):
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError), compress(model, Broken(), keep=3):
+        model(**batch)
+    assert trace() == before
+    for number in range(DEPTH):
+        hook = model.get_decoder().layers[number].mlp.register_forward_pre_hook(lambda m, a: 1 / 0)
+        with pytest.raises(ZeroDivisionError), compress(model, FastV(), keep=3, layer=3):
+            model(**batch)
+        hook.remove()
+        assert trace() == before
+
+
+def test_errors(model, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # our own words, not the type checker's
+    batch = batch_of()
+    with pytest.raises(RangeError, match="0 <= weight <= 1"):
+        EPIC(DART(), tcd(), weight=1.5)
+    with pytest.raises(RangeError, match="feature_weight >= 0"):
+        EPIC(DART(), tcd(), feature_weight=-1)
+    with pytest.raises(RangeError, match="or a module"):
+        EPIC(DART(), tcd(), teacher="other")
+    unnested = Recording(Random())
+    unnested.tags = replace(Random.tags, nested=False)
+    with pytest.raises(RangeError, match="nested"):
+        EPIC(unnested, tcd())
+    EPIC(unnested, tcd(), allow_unnested=True)
+    objective = EPIC(DART(), tcd(), loss=ConsistencyLoss(divergence=jensen_shannon))
+    with pytest.raises(StateError, match="input_ids and labels"):
+        objective(model, {"input_ids": batch["input_ids"]}, **STEP)
+    with pytest.raises(StateError, match="attached to another"):
+        objective(tiny_llava(), batch, **STEP)
+    objective.detach()
+    model.get_decoder().config.final_logit_softcapping = 30.0
+    with pytest.raises(UnsupportedModelError, match="final_logit_softcapping"):
+        objective(model, batch, **STEP)
+    deep = Curriculum(low=tcd().low, high=tcd().high, margin=tcd().margin, layer=DeepToShallow(last=2))
+    assert deep.at(9, 10, layers=DEPTH).layer == 2

@@ -1,0 +1,393 @@
+"""EPIC: a model that teaches itself to live with fewer visual tokens, in one forward pass."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from tokencurric.adapters.attachment import Attachment
+from tokencurric.adapters.compress import check_layer
+from tokencurric.adapters.discovery import ModelParts, find_parts, is_visual
+from tokencurric.adapters.layout import Layout, lay_out
+from tokencurric.adapters.record import Count, Ratio, Record, Request, Shortened
+from tokencurric.adapters.vision import ghost_features
+from tokencurric.compressors import Compressor
+from tokencurric.curriculum import Curriculum, Stage
+from tokencurric.errors import RangeError, StateError, UnsupportedModelError
+from tokencurric.losses import ConsistencyLoss, LossSums, Taught, feature_distance, supervised_losses
+from tokencurric.selection import Selection
+
+_ALL = Count(2**62)
+
+
+@dataclass(frozen=True)
+class EpicOutput:
+    """One micro-batch.
+
+    Args:
+        loss: with a live gradient. stage: what the curriculum said.
+        metrics: what to log; tensors are detached and still on their device.
+    """
+
+    loss: Float[Tensor, ""]
+    stage: Stage
+    metrics: dict[str, float | int | Tensor]
+
+
+@dataclass(frozen=True)
+class _TeacherSide:
+    """What a teacher's forward left: hidden states at the counted positions, and where each stood."""
+
+    hidden: Tensor
+    kept: Tensor
+    shortened: Shortened | None
+    features: dict[int, Tensor]
+
+
+class EPIC:
+    """Progressive consistency distillation: (1 − λ)·cross-entropy + λ·consistency, both of a compressed student.
+
+    The student loses the visual tokens that `compressor` drops at the stage's layer and ratio. The teacher has the
+    same weights (or is a frozen module), loses fewer, and gets no gradient. With `teacher="self"` both run in one root
+    forward and share the layers below the compressing one. Only positions that predict a supervised token go to the
+    head. A stage that compresses nothing is plain fine-tuning.
+
+    Hooks are put on the model at the first call and stay until `detach`.
+
+    Args:
+        compressor: decides which tokens stay; teacher and student get the same seed, so a nested compressor shows the
+            teacher everything the student sees.
+        curriculum: what a step does.
+        weight: λ in [0, 1]; 0 trains on the compressed tokens without a teacher.
+        loss: how teacher and student are compared.
+        teacher: "self", or a module with the same vocabulary, run frozen at the stage's teacher ratio.
+        feature_weight: of the mean squared distance between the hidden states of the two, from the compressing layer
+            on, at positions that both keep.
+        share_prefix: False gives the teacher a forward pass of its own.
+        allow_unnested: accept a compressor that is not tagged nested.
+
+    Raises:
+        RangeError: a weight is out of range, or the compressor is not nested.
+
+    Example:
+        >>> from tokencurric import DART, tcd
+        >>> objective = EPIC(DART(), tcd(), weight=0.7)
+        >>> out = objective(model, batch, step=10, total=5000)  # doctest: +SKIP
+        >>> out.loss.backward()  # doctest: +SKIP
+
+    Source: EPIC (arXiv:2510.00515) §3. Differs: the consistency loss counts the positions that predict supervised
+    tokens; selection never sees the answer; teacher and student share one draw; see `ConsistencyLoss` for τ².
+    """
+
+    def __init__(
+        self,
+        compressor: Compressor,
+        curriculum: Curriculum,
+        weight: float | int = 0.7,
+        loss: ConsistencyLoss | None = None,
+        *,
+        teacher: Literal["self"] | nn.Module = "self",
+        feature_weight: float | int = 0.0,
+        share_prefix: bool = True,
+        allow_unnested: bool = False,
+    ) -> None:
+        if not 0.0 <= weight <= 1.0:
+            raise RangeError(
+                f"EPIC needs 0 <= weight <= 1; got weight={weight}. It is λ in (1 − λ)·cross-entropy + λ·consistency. "
+                "The paper's value is 0.7."
+            )
+        if not 0.0 <= feature_weight < float("inf"):
+            raise RangeError(
+                f"EPIC needs feature_weight >= 0; got feature_weight={feature_weight}. It scales a distance. "
+                "0 leaves the feature loss out."
+            )
+        if not (compressor.tags.nested or allow_unnested or (weight == 0 and feature_weight == 0)):
+            raise RangeError(
+                f"EPIC needs a nested compressor; got {type(compressor).__name__} with nested=False. Its teacher may "
+                "miss tokens the student sees. Pass allow_unnested=True if that is what you want."
+            )
+        if isinstance(teacher, str) and teacher != "self":
+            raise RangeError(f'EPIC needs teacher="self" or a module; got teacher={teacher!r}. Pass the module itself.')
+        self.compressor, self.curriculum = compressor, curriculum
+        self.weight, self.feature_weight = weight, feature_weight
+        self.loss = ConsistencyLoss() if loss is None else loss
+        self.teacher, self.share_prefix = teacher, share_prefix
+        self._student: Attachment | None = None
+        self._teacher: Attachment | None = None
+
+    def attach(self, model: nn.Module) -> None:
+        """Put hooks on `model`, after it was wrapped. Called on first use; again for another wrapping of the same.
+
+        Raises:
+            UnsupportedModelError: tokens cannot be dropped from the model.
+            StateError: the objective is attached to another model.
+        """
+        parts = find_parts(model)
+        if self._student is not None:
+            if self._student.parts.roots == parts.roots:
+                return
+            if self._student.parts.base is not parts.base:
+                raise StateError(
+                    f"EPIC is attached to another {type(self._student.parts.base).__name__}; got a second model. Hooks "
+                    "stay so that a backward pass can recompute layers. Call detach() when done with the first."
+                )
+            self.detach()
+        _refuse_scaled_logits(parts)
+        self._student = Attachment(parts)
+        if isinstance(self.teacher, nn.Module):
+            self._teacher = Attachment(find_parts(self.teacher))
+
+    def detach(self) -> None:
+        """Take the hooks off and leave the model as it was; it may be called again."""
+        for attachment in (self._student, self._teacher):
+            if attachment is not None:
+                attachment.remove()
+        self._student = self._teacher = None
+
+    def __call__(
+        self,
+        model: nn.Module,
+        batch: Mapping[str, Any],
+        step: int,
+        total: int,
+        seed: int = 0,
+        num_items: int | Tensor | None = None,
+    ) -> EpicOutput:
+        """The loss of one micro-batch.
+
+        Args:
+            model: wrapped or not. batch: what the model takes, with `labels`, and optionally `row_key` (the samples'
+                numbers). step, total: optimizer steps done and in all. seed: of the training.
+            num_items: supervised tokens of the whole accumulated batch, on all ranks; None divides by this batch's.
+
+        Returns:
+            The loss: a sum over supervised tokens divided by `num_items`, so micro-batches add up.
+
+        Raises:
+            StateError: the batch has no labels or input_ids. MissingSignalError: the stage's layer lacks a signal.
+        """
+        self.attach(model)
+        stage = self.curriculum.at(step, total, seed, layers=self._attached.parts.depth)
+        return self._run(model, batch, stage, num_items)
+
+    def uncompressed(
+        self, model: nn.Module, batch: Mapping[str, Any], num_items: int | Tensor | None = None
+    ) -> EpicOutput:
+        """Cross-entropy of the model as it is, without compression: what plain fine-tuning minimises.
+
+        Args, Returns, Raises: as for a call.
+        """
+        self.attach(model)
+        depth = self._attached.parts.depth
+        stage = Stage(layer=depth, layers=depth, student=0.0, teacher=0.0, margin=0.0, progress=0.0, seed=0)
+        return self._run(model, batch, stage, num_items)
+
+    @property
+    def _attached(self) -> Attachment:
+        if self._student is None:
+            raise StateError("EPIC is not attached to a model. Call attach(model) before.")
+        return self._student
+
+    def _run(
+        self, model: nn.Module, batch: Mapping[str, Any], stage: Stage, num_items: int | Tensor | None
+    ) -> EpicOutput:
+        attachment = self._attached
+        parts = attachment.parts
+        if stage.compresses:
+            check_layer(self.compressor, stage.layer, parts)
+        inputs, layout = _prepare(batch, parts)
+        request = Request(
+            self.compressor,
+            Ratio(stage.student),
+            stage.layer if stage.compresses else parts.depth,
+            stage.seed,
+            layout=layout,
+            row_key=batch.get("row_key"),
+        )
+        distils = (stage.distils or (stage.compresses and self._teacher is not None)) and self._compares
+        taught = None
+        if distils and self._teacher is not None and isinstance(self.teacher, nn.Module):
+            taught = _separate_pass(self._teacher, self.teacher, inputs, self._for_teacher(request, stage))
+        elif distils and not self.share_prefix:
+            taught = _separate_pass(attachment, model, inputs, self._for_teacher(request, stage))
+        shares = distils and taught is None
+        metrics: dict[str, float | int | Tensor] = {
+            "student_ratio": stage.student,
+            "teacher_ratio": stage.teacher,
+            "layer": stage.layer,
+            "margin": stage.margin,
+        }
+
+        def finish(record: Record, hidden: Tensor) -> Tensor:
+            teacher = self._upper_layers(attachment, record, stage) if shares else taught
+            record.loss = self._loss(record, hidden, teacher, stage, num_items, metrics)
+            return hidden[:, :1]  # one position for the model's own head, whose logits nobody reads
+
+        features = distils and self.feature_weight > 0
+        attachment.request = replace(
+            request, capture=shares, features=features, finish=finish, ghost=ghost_features(parts, inputs)
+        )
+        try:
+            loss = model(**inputs, use_cache=False).loss
+        finally:
+            attachment.settle()
+            attachment.request = attachment.record = None
+        return EpicOutput(loss, stage, {"loss": loss.detach(), **metrics})
+
+    @property
+    def _compares(self) -> bool:
+        return self.weight > 0 or self.feature_weight > 0
+
+    def _for_teacher(self, request: Request, stage: Stage) -> Request:
+        return replace(request, amount=Ratio(stage.teacher), features=self.feature_weight > 0)
+
+    def _upper_layers(self, attachment: Attachment, record: Record, stage: Stage) -> _TeacherSide:
+        """The teacher, from the hidden states that the student's forward had at the compressing layer."""
+        shortened = record.shorten(Ratio(stage.teacher))
+        layers = attachment.parts.layers[stage.layer :]
+        with torch.no_grad(), evaluating(layers):
+            hidden, features = attachment.run_upper_layers(record, shortened)
+            at, kept = _counted(record.layout, shortened, hidden)
+            return _TeacherSide(attachment.parts.norm(at), kept, shortened, features)
+
+    def _loss(
+        self,
+        record: Record,
+        hidden: Tensor,
+        teacher: _TeacherSide | None,
+        stage: Stage,
+        num_items: int | Tensor | None,
+        metrics: dict[str, float | int | Tensor],
+    ) -> Tensor:
+        layout, shortened = record.layout, record.shortened
+        head = self._attached.parts.head
+        if head is None or layout.targets is None or layout.rows is None:
+            raise UnsupportedModelError("EPIC needs a model with an output head. Wrap the one that has the lm_head.")
+        student, kept = _counted(layout, shortened, hidden)
+        taught = None
+        if teacher is not None and self.weight > 0:
+            taught_head = self._teacher.parts.head if self._teacher is not None else head
+            taught = Taught(teacher.hidden.to(student.device), taught_head or head, kept & teacher.kept.to(kept.device))
+        sums = supervised_losses(student, layout.targets.to(student.device), head, taught=taught, loss=self.loss)
+        items: int | Tensor = max(
+            1, sums.sft_count if num_items is None or isinstance(num_items, Tensor) else num_items
+        )
+        if isinstance(num_items, Tensor):
+            items = num_items.clamp(min=1).to(sums.sft.device)
+        if stage.compresses:
+            loss = ((1 - self.weight) * sums.sft + self.weight * sums.consistency) / items
+        else:
+            loss = sums.sft / items
+        if teacher is not None and self.feature_weight > 0:
+            ours, theirs = _selection(shortened, layout), _selection(teacher.shortened, layout)
+            weights = torch.bincount(layout.rows, minlength=len(layout.visual_counts))
+            distance = feature_distance(record.features, ours, teacher.features, theirs, weights) / items
+            metrics["feature_loss"] = distance.detach()
+            loss = loss + self.feature_weight * distance
+        self._note(metrics, record, kept, sums, stage)
+        return loss
+
+    def _note(
+        self, metrics: dict[str, float | int | Tensor], record: Record, kept: Tensor, sums: LossSums, stage: Stage
+    ) -> None:
+        n = max(1, sums.sft_count)
+        counts = record.layout.visual_counts
+        metrics["sft_loss"] = sums.sft.detach() / n
+        metrics["consistency_loss"] = sums.consistency.detach() / n
+        metrics["supervised_tokens"] = sums.sft_count
+        metrics["displaced_tokens"] = (~kept).sum()
+        metrics["visual_tokens"] = sum(counts)
+        for name, ratio in (("student_tokens", stage.student), ("teacher_tokens", stage.teacher)):
+            amount = Ratio(ratio) if stage.compresses else _ALL
+            budget = amount(counts)
+            each = budget.tolist() if isinstance(budget, Tensor) else [budget] * len(counts)
+            metrics[name] = sum(min(k, n) for k, n in zip(each, counts, strict=True))
+
+
+@contextmanager
+def evaluating(modules: nn.Module) -> Iterator[None]:
+    """Evaluation mode for `modules` and all below, each restored to what it was.
+
+    Example:
+        >>> layer = nn.Dropout()
+        >>> with evaluating(layer):
+        ...     layer.training
+        False
+        >>> layer.training
+        True
+    """
+    training = [module for module in modules.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _separate_pass(attachment: Attachment, model: nn.Module, inputs: dict[str, Any], request: Request) -> _TeacherSide:
+    """A teacher's own forward, in evaluation mode and without gradient."""
+    sides: list[_TeacherSide] = []
+
+    def finish(record: Record, hidden: Tensor) -> Tensor:
+        at, kept = _counted(record.layout, record.shortened, hidden)
+        sides.append(_TeacherSide(at, kept, record.shortened, dict(record.features)))
+        return hidden[:, :1]
+
+    attachment.request = replace(request, finish=finish)
+    try:
+        with torch.no_grad(), evaluating(model):
+            model(**inputs, use_cache=False)
+    finally:
+        attachment.settle()
+        attachment.request = attachment.record = None
+    return sides[0]
+
+
+def _counted(layout: Layout, shortened: Shortened | None, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    """Hidden states at the predicting positions (or the nearest kept ones before), and which of those were kept."""
+    if layout.rows is None or layout.predictors is None:
+        raise StateError("EPIC needs labels in the batch. Pass what tokencurric.data.ConversationCollator returns.")
+    rows, positions = layout.rows, layout.predictors
+    if shortened is None:
+        return hidden[rows.to(hidden.device), positions.to(hidden.device)], torch.ones_like(rows, dtype=torch.bool)
+    selection = shortened.selection
+    device = selection.index.device
+    rows, positions = rows.to(device), positions.to(device)
+    slots, kept = selection.slot[rows, positions], selection.mask[rows, positions]
+    return hidden[rows.to(hidden.device), slots.to(hidden.device)], kept
+
+
+def _selection(shortened: Shortened | None, layout: Layout) -> Selection:
+    if shortened is not None:
+        return shortened.selection
+    return Selection.from_mask(torch.ones_like(layout.visual), width=layout.length)
+
+
+def _prepare(batch: Mapping[str, Any], parts: ModelParts) -> tuple[dict[str, Any], Layout]:
+    """What the model sees, without labels, and the layout of the batch."""
+    ids, labels = batch.get("input_ids"), batch.get("labels")
+    if ids is None or labels is None:
+        raise StateError(
+            f"EPIC needs input_ids and labels in the batch; got {sorted(batch)}. It makes the loss itself, from the "
+            "positions that predict a label. Pass what tokencurric.data.ConversationCollator returns."
+        )
+    layout = lay_out(is_visual(ids, parts.visual_ids), batch.get("attention_mask"), labels=labels)
+    return {name: value for name, value in batch.items() if name not in ("labels", "row_key")}, layout
+
+
+def _refuse_scaled_logits(parts: ModelParts) -> None:
+    """Models that change logits after their head would get another loss here than in their own forward."""
+    config = parts.decoder.config
+    for name, neutral in (("final_logit_softcapping", None), ("logit_scale", 1.0), ("logits_scaling", 1.0)):
+        value = getattr(config, name, neutral)
+        if value is not None and value != neutral:
+            raise UnsupportedModelError(
+                f"EPIC cannot train a {type(parts.base).__name__} with {name}={value}: it makes losses from the output "
+                "head, and this model changes logits after it. Models whose head gives the logits are supported."
+            )

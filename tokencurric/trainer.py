@@ -1,0 +1,193 @@
+"""Training with EPIC on transformers' Trainer."""
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tokencurric.distill import EPIC, EpicOutput
+from tokencurric.errors import MissingDependencyError, RangeError, StateError
+from tokencurric.recipe import describe_objective
+
+try:
+    import accelerate  # noqa: F401  (Trainer needs it, and says so only deep inside)
+    from transformers import PreTrainedModel, Trainer
+except ImportError as error:
+    raise MissingDependencyError(
+        f"EpicTrainer needs transformers' Trainer; importing it failed with: {error}. It runs the training loop. "
+        "Install tokencurric[hf]."
+    ) from error
+
+RECIPE = "tokencurric.json"
+_PER_TOKEN = frozenset({"sft_loss", "consistency_loss"})  # averaged over supervised tokens, the rest over batches
+
+
+class EpicTrainer(Trainer):
+    """transformers' Trainer with the loss of an `EPIC` objective.
+
+    Everything else is Trainer's: optimizers, schedules, accumulation, mixed precision, checkpointing, distribution,
+    callbacks, resuming. The curriculum's state follows from the step alone, so a resumed run equals an uninterrupted
+    one. Losses are divided by the supervised tokens of the whole accumulated batch. It logs both losses, ratios, layer,
+    margin and kept tokens. Saved models are plain checkpoints of their class, plus `tokencurric.json` with compressor
+    and curriculum. Evaluation is the cross-entropy without compression. After training the hooks are gone.
+
+    Args:
+        *args, **kwargs: as for transformers.Trainer. Batches need `labels`; `row_key` (the sample's number in the
+            data) makes draws follow the sample. Columns reach the collator as they are.
+        objective: what is minimised.
+
+    Raises:
+        RangeError: an argument of the training contradicts the objective.
+
+    Example:
+        >>> EpicTrainer(model=model, args=arguments, objective=EPIC(DART(), tcd()),  # doctest: +SKIP
+        ...             train_dataset=data, data_collator=collator).train()
+    """
+
+    objective: EPIC
+
+    def __init__(self, *args: Any, objective: EPIC, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.args.label_smoothing_factor != 0:
+            raise RangeError(
+                f"EpicTrainer needs label_smoothing_factor=0; got {self.args.label_smoothing_factor}. The objective "
+                "makes its own cross-entropy, without smoothing. Leave the argument out."
+            )
+        if self.compute_loss_func is not None:
+            raise RangeError(
+                "EpicTrainer needs compute_loss_func=None; got a function. The objective is the loss. Leave it out."
+            )
+        if self.args.n_gpu > 1:
+            raise StateError(
+                f"EpicTrainer needs one process a device; got one process with {self.args.n_gpu} (DataParallel). "
+                "Replicas would share one set of hooks. Start it with `accelerate launch`, or show it one device."
+            )
+        self.objective = objective
+        self.model_accepts_loss_kwargs = True  # has Trainer count the supervised tokens of the accumulated batch
+        self.loss_is_scaled_for_ga = True
+        self._noted: dict[str, Tensor] = {}
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As transformers.Trainer.train; the hooks are taken off at the end, also after an error."""
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            self.objective.detach()
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """The objective's loss in training, the uncompressed cross-entropy in evaluation."""
+        if model.training:
+            out = self.objective(
+                model, inputs, self.state.global_step, self.state.max_steps, self.args.seed, num_items_in_batch
+            )
+            self._note(out)
+        else:
+            out = self.objective.uncompressed(model, inputs, num_items_in_batch)
+        loss = out.loss
+        if num_items_in_batch is None:
+            loss = loss / getattr(self, "current_gradient_accumulation_steps", 1)
+        elif self.args.average_tokens_across_devices:
+            loss = loss * self.accelerator.num_processes  # DDP averages over ranks what was divided by all tokens
+        return (loss, {"loss": loss}) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """As transformers.Trainer.log, with the objective's metrics since the last time."""
+        if "loss" in logs and self._noted:
+            names = sorted(self._noted)
+            sums = self.accelerator.reduce(torch.stack([self._noted[name] for name in names]), "sum").tolist()
+            totals = dict(zip(names, sums, strict=True))
+            tokens, batches = totals.pop("supervised_tokens"), totals.pop("batches")
+            for name, total in totals.items():
+                logs[name] = total / max(1.0, tokens if name in _PER_TOKEN else batches)
+            logs["supervised_tokens"] = tokens
+            self._noted = {}
+        super().log(logs, *args, **kwargs)
+
+    def save_merged(self, directory: str | Path) -> None:
+        """Save a copy of a LoRA model with its adapter merged in, as a plain checkpoint of the base model.
+
+        Args:
+            directory: where to. The copy needs the model's memory once more while it is written.
+
+        Raises:
+            StateError: the model has no adapter to merge.
+        """
+        model = self.accelerator.unwrap_model(self.model)
+        if not hasattr(model, "merge_and_unload"):
+            raise StateError(
+                f"save_merged needs a PEFT model; got {type(model).__name__}. There is no adapter to merge. "
+                "save_model already writes a plain checkpoint."
+            )
+        self.objective.detach()  # hooks are not copied; the next step attaches them again
+        copy.deepcopy(model).merge_and_unload().save_pretrained(directory)
+        if self.processing_class is not None:
+            self.processing_class.save_pretrained(directory)
+        self._write_recipe(directory)
+
+    def _note(self, out: EpicOutput) -> None:
+        """Sum metrics up where they are, without waiting for the device."""
+        values = {name: value for name, value in out.metrics.items() if name != "loss"}
+        tokens = values["supervised_tokens"]
+        for name, value in {**values, "batches": 1}.items():
+            scaled = value * tokens if name in _PER_TOKEN else value
+            number = torch.as_tensor(scaled, dtype=torch.float64, device=out.loss.device).detach()
+            self._noted[name] = self._noted[name] + number if name in self._noted else number
+
+    def _write_recipe(self, directory: str | Path) -> None:
+        text = json.dumps(describe_objective(self.objective), indent=2)
+        Path(directory, RECIPE).write_text(text + "\n", encoding="utf-8")
+
+    # Trainer's own seams
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        if self.args.should_save:
+            self._write_recipe(str(output_dir or self.args.output_dir))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        recipe, now = Path(resume_from_checkpoint, RECIPE), describe_objective(self.objective)
+        before = json.loads(recipe.read_text(encoding="utf-8")) if recipe.exists() else now
+        if before != now:
+            changed = {name: (before.get(name), now[name]) for name in now if before.get(name) != now[name]}
+            raise StateError(
+                f"EpicTrainer can only go on with the objective it began with; {resume_from_checkpoint} has another "
+                f"(before, now): {changed}. The run would be neither of the two. Use the former objective, or start a "
+                "new run from the saved weights."
+            )
+        if not self._restore(resume_from_checkpoint, self.model if model is None else model):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        if not self._restore(str(self.state.best_model_checkpoint), self.model):
+            super()._load_best_model()
+
+    def _restore(self, directory: str, model: nn.Module | None) -> bool:
+        """Load weights by the model's own `from_pretrained`; False where Trainer's way is needed.
+
+        `save_pretrained` writes some families, LLaVA among them, under other names than their modules have. Trainer
+        reads them back by name and only warns of those it does not find: the run would go on from fresh weights.
+        """
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        if sharded or not isinstance(model, PreTrainedModel):
+            return False
+        loaded = type(model).from_pretrained(directory, config=model.config, dtype=model.dtype)
+        model.load_state_dict(loaded.state_dict(), strict=True)
+        return True
+
+    def _get_collator_with_removed_columns(
+        self, data_collator: Callable[..., Any], description: str | None = None
+    ) -> Callable[..., Any]:
+        return data_collator  # the collator knows what it needs; row_key is no argument of the model
+
+    def _remove_unused_columns(self, dataset: Any, description: str | None = None) -> Any:
+        return dataset
