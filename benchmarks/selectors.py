@@ -67,12 +67,12 @@ def measure(shape: Shape, *, rounds: int) -> dict[str, dict[str, float]]:
     figures: dict[str, dict[str, float]] = {}
     for name, compressor in compressors().items():
         ways: dict[str, Callable[[], object]] = {
-            "ours": lambda c=compressor: c(view, keep),  # type: ignore[misc]
+            "ours": lambda c=compressor: c(view, keep),
             "read": lambda: torch.linalg.vector_norm(big),
         }
         if name in LOOPS:
             loop = LOOPS[name]
-            ways["loop"] = lambda loop=loop: loop(view, keep)  # type: ignore[misc]
+            ways["loop"] = lambda loop=loop: loop(view, keep)
             if (
                 compressor.tags.deterministic
                 and name != "Uniform"
@@ -107,9 +107,7 @@ def main() -> None:
     shape = SMALL if arguments.quick else LLAVA_7B
     with torch.no_grad():
         figures = measure(shape, rounds=3 if not arguments.quick else 5)
-    print(
-        f"{shape}, keep {round(shape.visual * KEEP)}, float32, {torch.get_num_threads()} threads, torch {torch.__version__}"
-    )
+    print(f"{shape}, keep {round(shape.visual * KEEP)}, float32, {torch.get_num_threads()} threads")
     print(f"{'':10} {'ms':>9} {'min-max':>17} {'vs loop':>8} {'of a layer':>11} {'vs reading once':>16}")
     for name, row in figures.items():
         spread = f"{row['smallest'] * 1e3:.2f}-{row['largest'] * 1e3:.2f}"
