@@ -50,7 +50,7 @@ nitpick_ignore_regex = [
     (r"py:.*", r"(torch|transformers|accelerate|peft|PIL|numpy|jaxtyping|hypothesis|pytest)(\..*)?"),
     (r"py:.*", r"(collections|typing|types|pathlib|contextlib|dataclasses|enum|abc|os)(\..*)?"),
 ]
-nitpick_ignore = [("py:class", name) for name in ("Tensor", "optional", "Path", "Module")]
+nitpick_ignore = [("py:class", name) for name in ("Tensor", "optional", "Path", "Module", "Image", "Figure")]
 
 
 def rooms() -> dict[str, ModuleType]:

@@ -12,7 +12,7 @@ from tests.adapters.tiny import DEPTH, EVEN, RAGGED, Recording, tiny_batch, tiny
 from tokencurric import DART, EPIC, ConsistencyLoss, Curriculum, FastV, Random, Uniform, compress, lcd, tcd
 from tokencurric.compressors import Tags
 from tokencurric.curriculum import DeepToShallow, Stage, constant
-from tokencurric.errors import RangeError, StateError, UnsupportedModelError
+from tokencurric.errors import MissingSignalError, RangeError, StateError, UnsupportedModelError
 from tokencurric.losses import jensen_shannon
 
 HARD = constant(0.8, margin=0.3)
@@ -170,6 +170,17 @@ def test_a_stage_that_compresses_nothing_is_plain_fine_tuning(model):
     later = objective(model, batch, step=9, total=10)
     objective.detach()
     assert later.stage.layer < DEPTH and not torch.isclose(later.loss, expected)
+
+
+def test_a_model_s_own_loss_under_compress_is_the_student_s(model):
+    batch = batch_of(padding="right")
+    objective = EPIC(DART(), HARD, weight=0.0)
+    out = objective(model, batch, **STEP)
+    objective.detach()
+    with compress(model, DART(), ratio=0.8):
+        own = model(**batch).loss.double()
+    torch.testing.assert_close(out.loss, own, rtol=1e-6, atol=1e-6)
+    assert not torch.isclose(own, model(**batch).loss.double())
 
 
 def test_text_only_and_unsupervised_batches(model):
@@ -336,5 +347,11 @@ def test_errors(model, monkeypatch):
     model.get_decoder().config.final_logit_softcapping = 30.0
     with pytest.raises(UnsupportedModelError, match="final_logit_softcapping"):
         objective(model, batch, **STEP)
+    del model.get_decoder().config.final_logit_softcapping
+    to_the_bottom = EPIC(FastV(), lcd(last=0))
+    with pytest.raises(MissingSignalError, match="layer=0"):
+        to_the_bottom.preflight(model, 100)
+    EPIC(FastV(), lcd(last=1)).preflight(model, 100)
+    EPIC(Random(), lcd(last=0)).preflight(model, 100)
     deep = Curriculum(low=tcd().low, high=tcd().high, margin=tcd().margin, layer=DeepToShallow(last=2))
     assert deep.at(9, 10, layers=DEPTH).layer == 2

@@ -11,7 +11,7 @@ from transformers import LlavaForConditionalGeneration, TrainerCallback, Trainin
 from tests.adapters.tiny import tiny_batch, tiny_llava
 from tokencurric import DART, EPIC, EpicTrainer, Random, lcd, tcd
 from tokencurric.curriculum import constant
-from tokencurric.errors import RangeError, StateError
+from tokencurric.errors import MissingSignalError, RangeError, StateError
 
 ROWS = ((3, "I", 5), (2, "I", 2, "I", 4), (6,), (4, "I", 3), (5, "I", 4), (3, "I", 9), (2, "I", 3), (7, "I", 5))
 
@@ -207,6 +207,8 @@ def test_what_is_logged(tmp_path):
 def test_errors(tmp_path):
     with pytest.raises(RangeError, match="label_smoothing_factor=0"):
         train(str(tmp_path), label_smoothing_factor=0.1)
+    with pytest.raises(MissingSignalError, match="layer=0"):  # before the first step, though only the last is at 0
+        train(str(tmp_path), objective=EPIC(DART(), lcd(last=0)), max_steps=20)
     with pytest.raises(RangeError, match="compute_loss_func=None"):
         EpicTrainer(
             model=tiny_llava(),

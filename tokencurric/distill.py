@@ -22,6 +22,7 @@ from tokencurric.losses import ConsistencyLoss, LossSums, Taught, feature_distan
 from tokencurric.selection import Selection
 
 _ALL = Count(2**62)
+_LOOKS = 10_000  # stages that preflight looks at, evenly spread
 
 
 @dataclass(frozen=True)
@@ -141,6 +142,22 @@ class EPIC:
         if isinstance(self.teacher, nn.Module):
             self._teacher = Attachment(find_parts(self.teacher))
 
+    def preflight(self, model: nn.Module, total: int, seed: int = 0) -> None:
+        """Look at the stages of a whole training, so that none of them fails hours into it.
+
+        Args:
+            model: that will be trained. total: optimizer steps. seed: of the training.
+
+        Raises:
+            UnsupportedModelError, RangeError, MissingSignalError: as the step would that meets it.
+        """
+        parts = find_parts(model)
+        _refuse_scaled_logits(parts)
+        for number in range(min(total, _LOOKS)):
+            stage = self.curriculum.at(number * total // min(total, _LOOKS), total, seed, layers=parts.depth)
+            if stage.compresses:
+                check_layer(self.compressor, stage.layer, parts)
+
     def detach(self) -> None:
         """Take the hooks off and leave the model as it was; it may be called again."""
         for attachment in (self._student, self._teacher):
@@ -165,7 +182,7 @@ class EPIC:
             num_items: supervised tokens of the whole accumulated batch, on all ranks; None divides by this batch's.
 
         Returns:
-            The loss: a sum over supervised tokens divided by `num_items`, so micro-batches add up.
+            A loss that is a sum over supervised tokens divided by `num_items`, so that micro-batches add up.
 
         Raises:
             StateError: the batch has no labels or input_ids. MissingSignalError: the stage's layer lacks a signal.
@@ -179,7 +196,7 @@ class EPIC:
     ) -> EpicOutput:
         """Cross-entropy of the model as it is, without compression: what plain fine-tuning minimises.
 
-        Args, Returns, Raises: as for a call.
+        Arguments and errors are those of a call.
         """
         self.attach(model)
         depth = self._attached.parts.depth

@@ -15,7 +15,7 @@ from tokencurric.recipe import describe_objective
 
 try:
     import accelerate  # noqa: F401  (Trainer needs it, and says so only deep inside)
-    from transformers import PreTrainedModel, Trainer
+    from transformers import PreTrainedModel, Trainer, TrainerCallback
 except ImportError as error:
     raise MissingDependencyError(
         f"EpicTrainer needs transformers' Trainer; importing it failed with: {error}. It runs the training loop. "
@@ -24,6 +24,16 @@ except ImportError as error:
 
 RECIPE = "tokencurric.json"
 _PER_TOKEN = frozenset({"sft_loss", "consistency_loss"})  # averaged over supervised tokens, the rest over batches
+
+
+class _LookAhead(TrainerCallback):
+    """Has the objective look at all its stages once the number of steps is known."""
+
+    def __init__(self, objective: EPIC) -> None:
+        self.objective = objective
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.objective.preflight(kwargs["model"], state.max_steps, args.seed)
 
 
 class EpicTrainer(Trainer):
@@ -36,7 +46,7 @@ class EpicTrainer(Trainer):
     and curriculum. Evaluation is the cross-entropy without compression. After training the hooks are gone.
 
     Args:
-        *args, **kwargs: as for transformers.Trainer. Batches need `labels`; `row_key` (the sample's number in the
+        args: and all others, as for transformers.Trainer. Batches need `labels`; `row_key` (the sample's number in the
             data) makes draws follow the sample. Columns reach the collator as they are.
         objective: what is minimised.
 
@@ -70,6 +80,7 @@ class EpicTrainer(Trainer):
         self.model_accepts_loss_kwargs = True  # has Trainer count the supervised tokens of the accumulated batch
         self.loss_is_scaled_for_ga = True
         self._noted: dict[str, Tensor] = {}
+        self.add_callback(_LookAhead(objective))
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As transformers.Trainer.train; the hooks are taken off at the end, also after an error."""
