@@ -83,13 +83,20 @@ def test_loss_and_gradients_equal_two_whole_passes(model, compressor, padding, r
 
 def test_sharing_the_prefix_changes_nothing(model):
     batch = batch_of()
-    results = []
+    results, calls = [], []
     for share in (True, False):
+        ran = []
+        layers = model.get_decoder().layers
+        hooks = [each.register_forward_hook(lambda m, a, o, ran=ran: ran.append(m)) for each in layers]
         objective = EPIC(DART(), lcd(), share_prefix=share)
         out = objective(model, batch, step=6, total=10)
         out.loss.backward()
         results.append((out.loss.detach(), gradients(model)))
+        calls.append([ran.count(each) for each in layers])
         objective.detach()
+        for hook in hooks:
+            hook.remove()
+    assert calls == [[1] * out.stage.layer + [2] * (DEPTH - out.stage.layer), [2] * DEPTH]
     torch.testing.assert_close(*[r[0] for r in results])
     assert_same(results[0][1], results[1][1])
 
@@ -104,14 +111,21 @@ def test_gradient_checkpointing_changes_nothing(compressor, how):
     else:
         kind = type(checkpointed.get_decoder().layers[0])
         apply_activation_checkpointing(checkpointed, check_fn=lambda m: isinstance(m, kind))
-    found = []
+    found, calls = [], []
     for model in (plain, checkpointed):
+        ran = []
+        layer = model.get_decoder().layers[0]
+        getattr(layer, "_checkpoint_wrapped_module", layer).mlp.register_forward_pre_hook(
+            lambda m, a, ran=ran: ran.append(m)
+        )
+        calls.append(ran)
         objective = EPIC(compressor, HARD, feature_weight=0.1)
         out = objective(model, batch, **STEP)
         out.loss.backward()
         found.append({name.replace("_checkpoint_wrapped_module.", ""): g for name, g in gradients(model).items()})
         objective.detach()
     assert_same(found[1], found[0])
+    assert (len(calls[0]), len(calls[1])) == (1, 2), "control: the layer did run again"
 
 
 def test_micro_batches_add_up_to_the_batch(model):
@@ -196,7 +210,13 @@ def test_text_only_and_unsupervised_batches(model):
     out.loss.backward()
     objective.detach()
     assert float(out.loss) == 0.0
-    assert all(float(g.abs().max()) == 0.0 for g in gradients(model).values())
+    zeros = gradients(model)
+    assert all(float(g.abs().max()) == 0.0 for g in zeros.values())
+    # Every weight, the head's too: a rank without one would keep the others waiting.
+    objective = EPIC(FastV(), HARD)
+    objective(model, batch_of(), **STEP).loss.backward()
+    objective.detach()
+    assert zeros.keys() == gradients(model).keys()
 
 
 def test_a_predictor_that_was_dropped(model):
@@ -355,3 +375,79 @@ def test_errors(model, monkeypatch):
     EPIC(Random(), lcd(last=0)).preflight(model, 100)
     deep = Curriculum(low=tcd().low, high=tcd().high, margin=tcd().margin, layer=DeepToShallow(last=2))
     assert deep.at(9, 10, layers=DEPTH).layer == 2
+
+
+def test_a_teacher_has_to_fit(model):
+    batch = batch_of()
+    for teacher, error, words in (
+        (torch.nn.Linear(2, 2), UnsupportedModelError, "no decoder layers"),
+        (tiny_llava().model, UnsupportedModelError, "output head"),
+        (tiny_llava(depth=2, dtype=torch.float64), RangeError, "a teacher that has layer 2"),
+    ):
+        objective = EPIC(DART(), HARD, teacher=teacher)
+        for _ in range(2):  # and not only the first time
+            with pytest.raises(error, match=words):
+                objective(model, batch, **STEP)
+        with pytest.raises(error, match=words):
+            objective.preflight(model, 10)
+        objective.detach()
+
+
+def test_nesting_is_refused_also_once_attached(model):
+    batch, objective = batch_of(), EPIC(DART(), HARD)
+    objective(model, batch, **STEP)
+    with compress(model, DART(), keep=3):
+        for call in (objective, objective.uncompressed):
+            arguments = STEP if call is objective else {}
+            with pytest.raises(StateError, match="Only one compression"):
+                call(model, batch, **arguments)
+    objective(model, batch, **STEP)
+    objective.detach()
+
+
+@pytest.mark.parametrize("padding", ["left", "right"])
+def test_labels_that_cover_everything(model, padding):
+    """As collators make them that only leave out padding: pictures, and each row's first token, included."""
+    batch = batch_of(((3, "I", 5), ("I", 2), (6,)), padding=padding)
+    batch["labels"] = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    recording = Recording(FastV())
+    objective = EPIC(recording, HARD)
+    out = objective(model, batch, **STEP)
+    objective.detach()
+    assert out.metrics["supervised_tokens"] == (3 + 16 + 5 - 1) + (16 + 2 - 1) + (6 - 1)
+    view = recording.calls[0][0]
+    assert not view.text_valid[:2].any(), "the answer begins right after the picture: there is no prompt text"
+    later = {**batch, "input_ids": batch["input_ids"].clone()}
+    later["input_ids"][0, -1 if padding == "left" else 23] += 1
+    again = Recording(FastV())
+    objective = EPIC(again, HARD)
+    objective(model, later, **STEP)
+    objective.detach()
+    assert torch.equal(again.calls[0][0].attention[:2], view.attention[:2])
+
+
+def test_a_target_never_predicts_itself(model):
+    """Everything before the answer is dropped: nothing is left to predict its first token."""
+    batch = batch_of((("I", 2),), padding="right")
+    objective = EPIC(Uniform(), constant(1.0, margin=0.5), weight=0.0)
+    out = objective(model, batch, **STEP)
+    with compress(model, Uniform(), ratio=1.0, layer=2):
+        logits = model(input_ids=batch["input_ids"], pixel_values=batch["pixel_values"]).logits
+    objective.detach()
+    second = functional.cross_entropy(logits[0, -2:-1], batch["labels"][0, -1:], reduction="sum")
+    torch.testing.assert_close(out.metrics["sft_loss"] * 2, second)
+
+
+def test_selection_is_the_same_under_autocast():
+    model, batch = tiny_llava(), tiny_batch(answers=2)
+    kept = []
+    for compressor in (DART(), FastV()):
+        view = None
+        for enabled in (False, True):
+            recording = Recording(compressor)
+            with torch.no_grad(), compress(model, recording, keep=5):
+                model(**batch)
+            view = recording.calls[0][0] if view is None else view
+            with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+                kept.append(compressor(view, 5))
+        assert torch.equal(kept[-1], kept[-2])

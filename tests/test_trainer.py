@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from transformers import LlavaForConditionalGeneration, TrainerCallback, TrainingArguments
 
 from tests.adapters.tiny import tiny_batch, tiny_llava
-from tokencurric import DART, EPIC, EpicTrainer, Random, lcd, tcd
+from tokencurric import DART, EPIC, EpicTrainer, Random, compress, lcd, tcd
 from tokencurric.curriculum import constant
 from tokencurric.errors import MissingSignalError, RangeError, StateError
 
@@ -92,15 +92,17 @@ def test_accumulation_equals_the_large_batch(tmp_path):
                 save_strategy="no", disable_tqdm=True, use_cpu=True, lr_scheduler_type="constant", seed=1,
                 logging_steps=1,
             ),
-            objective=EPIC(Random(), constant(0.7, margin=0.4)),
+            objective=EPIC(Random(), constant(0.7, margin=0.4), feature_weight=0.1),
             train_dataset=Whole(),
             data_collator=collate_rows,
         )  # fmt: skip
         trainer.train()
-        runs.append((weights(trainer), [log["loss"] for log in trainer.state.log_history if "loss" in log]))
+        logs = [log for log in trainer.state.log_history if "loss" in log]
+        names = ("loss", "sft_loss", "consistency_loss", "feature_loss")
+        runs.append((weights(trainer), [log[name] for log in logs for name in names]))
     assert_equal(runs[1][0], runs[0][0], rtol=1e-8, atol=1e-10)
     assert_equal(runs[2][0], runs[0][0], rtol=1e-8, atol=1e-10)
-    assert runs[1][1] == pytest.approx(runs[0][1], rel=1e-6)
+    assert runs[1][1] == pytest.approx(runs[0][1], rel=1e-5)
     name = "model.language_model.layers.3.mlp.up_proj.weight"
     assert not torch.allclose(runs[3][0][name], runs[0][0][name], rtol=1e-4), "control: half the data differs"
 
@@ -147,6 +149,32 @@ def test_the_saved_model_is_a_plain_checkpoint(tmp_path):
     assert sum(module_hooks) == sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in plain.modules()), (
         "training leaves no hooks"
     )
+
+
+def test_the_recipe_is_plain_json(tmp_path):
+    trainer = train(str(tmp_path / "run"), objective=EPIC(Random(), tcd("code")), max_steps=1)
+    trainer.save_model(str(tmp_path / "saved"))
+    text = (tmp_path / "saved" / "tokencurric.json").read_text()
+
+    def refuse(word):
+        raise ValueError(word)
+
+    assert json.loads(text, parse_constant=refuse)["curriculum"]["margin"]["high"] == 0.3
+
+
+def test_weights_of_several_types_come_back_as_they_were(tmp_path):
+    model = tiny_llava()
+    model.model.vision_tower.to(torch.bfloat16)
+    trainer = EpicTrainer(
+        model=model, args=TrainingArguments(str(tmp_path / "run"), use_cpu=True), objective=EPIC(Random(), tcd())
+    )
+    before = weights(trainer)
+    trainer.save_model(str(tmp_path / "saved"))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    assert trainer._restore(str(tmp_path / "saved"), model)
+    assert_equal(weights(trainer), before, rtol=0, atol=0)
 
 
 def test_lora_saves_the_adapter_and_a_merged_copy(tmp_path):
@@ -196,17 +224,31 @@ def test_what_is_logged(tmp_path):
         assert log["teacher_tokens"] == log["visual_tokens"] / 2
         assert log["supervised_tokens"] == 8
         assert log["consistency_loss"] > 0
+    hooks = sum(len(m._forward_hooks) for m in trainer.model.modules())
     evaluated = trainer.evaluate(Rows())
+    assert sum(len(m._forward_hooks) for m in trainer.model.modules()) == hooks
     batch = collate(list(range(len(ROWS))))
     batch.pop("row_key")
     with torch.no_grad():
         expected = trainer.model.eval()(**batch).loss.item()
-    assert evaluated["eval_loss"] == pytest.approx(expected, rel=0.2)
+        with compress(trainer.model, Random(), ratio=0.75):
+            compressed = trainer.model(**batch).loss.item()
+    assert evaluated["eval_loss"] == pytest.approx(expected, rel=1e-5)
+    assert compressed != pytest.approx(expected, rel=1e-3), "control"
 
 
 def test_errors(tmp_path):
     with pytest.raises(RangeError, match="label_smoothing_factor=0"):
         train(str(tmp_path), label_smoothing_factor=0.1)
+    with pytest.raises(RangeError, match="compute_metrics=None"):
+        EpicTrainer(
+            model=tiny_llava(),
+            args=TrainingArguments(str(tmp_path), use_cpu=True),
+            objective=EPIC(Random(), tcd()),
+            compute_metrics=lambda p: {},
+        )
+    with pytest.raises(StateError, match="cannot predict"):
+        train(str(tmp_path), max_steps=1).predict(Rows())
     with pytest.raises(MissingSignalError, match="layer=0"):  # before the first step, though only the last is at 0
         train(str(tmp_path), objective=EPIC(DART(), lcd(last=0)), max_steps=20)
     with pytest.raises(RangeError, match="compute_loss_func=None"):

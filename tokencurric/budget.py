@@ -30,7 +30,7 @@ def keep_count(n: int, ratio: float | int) -> int:
         The count kept, between 0 and `n`.
 
     Raises:
-        RangeError: `n` is negative or `ratio` is outside [0, 1] (or NaN).
+        RangeError: `n` is no whole number, or negative, or `ratio` is outside [0, 1] (or NaN).
 
     Example:
         >>> keep_count(576, 7 / 9), keep_count(576, 0.778), keep_count(10, 0.3)
@@ -38,8 +38,8 @@ def keep_count(n: int, ratio: float | int) -> int:
 
     Source: "compression ratio" as in EPIC (arXiv:2510.00515) §3.
     """
-    if n < 0:
-        raise RangeError(f"keep_count needs n >= 0; got n={n}. It is a number of tokens.")
+    if type(n) is not int or n < 0:
+        raise RangeError(f"keep_count needs a whole number n >= 0; got n={n!r}. It is a number of tokens. Pass an int.")
     if not 0.0 <= ratio <= 1.0:
         raise RangeError(
             f"keep_count needs 0 <= ratio <= 1; got ratio={ratio}. A ratio is the fraction of visual tokens removed. "

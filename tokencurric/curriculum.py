@@ -152,7 +152,8 @@ def constant(ratio: float | int, *, layer: int = 2, margin: float | int = 0.0) -
     """No curriculum: one ratio and one layer throughout, the baseline to hold the presets against.
 
     Args:
-        ratio: fraction removed. layer: first that runs short. margin: Δ; 0 means there is no teacher.
+        ratio: fraction removed. layer: first that runs short. margin: Δ; 0 means there is no teacher, and then
+            `EPIC(weight=0)` gives the whole loss to cross-entropy.
 
     Example:
         >>> constant(8 / 9).at(0, 10, layers=6).student == 8 / 9

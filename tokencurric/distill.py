@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from tokencurric.adapters.attachment import Attachment
 from tokencurric.adapters.compress import check_layer
 from tokencurric.adapters.discovery import ModelParts, find_parts, is_visual
-from tokencurric.adapters.layout import Layout, lay_out
-from tokencurric.adapters.record import Count, Ratio, Record, Request, Shortened
+from tokencurric.adapters.layout import IGNORED, Layout, lay_out
+from tokencurric.adapters.record import Ratio, Record, Request, Shortened
 from tokencurric.adapters.vision import ghost_features
 from tokencurric.compressors import Compressor
 from tokencurric.curriculum import Curriculum, Stage
@@ -21,7 +21,6 @@ from tokencurric.errors import RangeError, StateError, UnsupportedModelError
 from tokencurric.losses import ConsistencyLoss, LossSums, Taught, feature_distance, supervised_losses
 from tokencurric.selection import Selection
 
-_ALL = Count(2**62)
 _LOOKS = 10_000  # stages that preflight looks at, evenly spread
 
 
@@ -55,7 +54,8 @@ class EPIC:
     The student loses the visual tokens that `compressor` drops at the stage's layer and ratio. The teacher has the
     same weights (or is a frozen module), loses fewer, and gets no gradient. With `teacher="self"` both run in one root
     forward and share the layers below the compressing one. Only positions that predict a supervised token go to the
-    head. A stage that compresses nothing is plain fine-tuning.
+    head. A stage that compresses nothing is plain fine-tuning; one whose margin is 0 has nothing to distil, and its loss
+    is (1 − λ)·cross-entropy.
 
     Hooks are put on the model at the first call and stay until `detach`.
 
@@ -137,10 +137,11 @@ class EPIC:
                     "stay so that a backward pass can recompute layers. Call detach() when done with the first."
                 )
             self.detach()
-        _refuse_scaled_logits(parts)
+        _refuse_unfit_head(parts)
+        teacher = self._teacher_parts()
         self._student = Attachment(parts)
-        if isinstance(self.teacher, nn.Module):
-            self._teacher = Attachment(find_parts(self.teacher))
+        if teacher is not None:
+            self._teacher = Attachment(teacher)
 
     def preflight(self, model: nn.Module, total: int, seed: int = 0) -> None:
         """Look at the stages of a whole training, so that none of them fails hours into it.
@@ -152,11 +153,11 @@ class EPIC:
             UnsupportedModelError, RangeError, MissingSignalError: as the step would that meets it.
         """
         parts = find_parts(model)
-        _refuse_scaled_logits(parts)
+        _refuse_unfit_head(parts)
+        teacher = self._teacher_parts()
         for number in range(min(total, _LOOKS)):
             stage = self.curriculum.at(number * total // min(total, _LOOKS), total, seed, layers=parts.depth)
-            if stage.compresses:
-                check_layer(self.compressor, stage.layer, parts)
+            self._check_stage(stage, parts, teacher)
 
     def detach(self) -> None:
         """Take the hooks off and leave the model as it was; it may be called again."""
@@ -214,8 +215,8 @@ class EPIC:
     ) -> EpicOutput:
         attachment = self._attached
         parts = attachment.parts
-        if stage.compresses:
-            check_layer(self.compressor, stage.layer, parts)
+        attachment.refuse_nesting()
+        self._check_stage(stage, parts, None if self._teacher is None else self._teacher.parts)
         inputs, layout = _prepare(batch, parts)
         request = Request(
             self.compressor,
@@ -224,11 +225,14 @@ class EPIC:
             stage.seed,
             layout=layout,
             row_key=batch.get("row_key"),
+            ghost=ghost_features(parts, inputs),
         )
         distils = (stage.distils or (stage.compresses and self._teacher is not None)) and self._compares
         taught = None
         if distils and self._teacher is not None and isinstance(self.teacher, nn.Module):
-            taught = _separate_pass(self._teacher, self.teacher, inputs, self._for_teacher(request, stage))
+            ghost = ghost_features(self._teacher.parts, inputs)
+            theirs = replace(self._for_teacher(request, stage), ghost=ghost)
+            taught = _separate_pass(self._teacher, self.teacher, inputs, theirs)
         elif distils and not self.share_prefix:
             taught = _separate_pass(attachment, model, inputs, self._for_teacher(request, stage))
         shares = distils and taught is None
@@ -245,15 +249,31 @@ class EPIC:
             return hidden[:, :1]  # one position for the model's own head, whose logits nobody reads
 
         features = distils and self.feature_weight > 0
-        attachment.request = replace(
-            request, capture=shares, features=features, finish=finish, ghost=ghost_features(parts, inputs)
-        )
+        attachment.request = replace(request, capture=shares, features=features, finish=finish)
         try:
             loss = model(**inputs, use_cache=False).loss
         finally:
             attachment.settle()
             attachment.request = attachment.record = None
         return EpicOutput(loss, stage, {"loss": loss.detach(), **metrics})
+
+    def _teacher_parts(self) -> ModelParts | None:
+        if not isinstance(self.teacher, nn.Module):
+            return None
+        parts = find_parts(self.teacher)
+        _refuse_unfit_head(parts)
+        return parts
+
+    def _check_stage(self, stage: Stage, parts: ModelParts, teacher: ModelParts | None) -> None:
+        if not stage.compresses:
+            return
+        check_layer(self.compressor, stage.layer, parts)
+        if teacher is not None and stage.teacher > 0 and stage.layer >= teacher.depth:
+            raise RangeError(
+                f"EPIC needs a teacher that has layer {stage.layer}, where the stage compresses; got one of "
+                f"{teacher.depth} layers. It could not run at the stage's teacher ratio {stage.teacher:.3f}. Use a "
+                "deeper teacher, a lower layer, or a margin so large that the teacher sees everything."
+            )
 
     @property
     def _compares(self) -> bool:
@@ -289,7 +309,8 @@ class EPIC:
         if teacher is not None and self.weight > 0:
             taught_head = self._teacher.parts.head if self._teacher is not None else head
             taught = Taught(teacher.hidden.to(student.device), taught_head or head, kept & teacher.kept.to(kept.device))
-        sums = supervised_losses(student, layout.targets.to(student.device), head, taught=taught, loss=self.loss)
+        targets = _reachable(layout, shortened, layout.targets.to(student.device))
+        sums = supervised_losses(student, targets, head, taught=taught, loss=self.loss)
         items: int | Tensor = max(
             1, sums.sft_count if num_items is None or isinstance(num_items, Tensor) else num_items
         )
@@ -302,27 +323,30 @@ class EPIC:
         if teacher is not None and self.feature_weight > 0:
             ours, theirs = _selection(shortened, layout), _selection(teacher.shortened, layout)
             weights = torch.bincount(layout.rows, minlength=len(layout.visual_counts))
-            distance = feature_distance(record.features, ours, teacher.features, theirs, weights) / items
-            metrics["feature_loss"] = distance.detach()
-            loss = loss + self.feature_weight * distance
-        self._note(metrics, record, kept, sums, stage)
+            distance = feature_distance(record.features, ours, teacher.features, theirs, weights)
+            metrics["feature_loss"] = distance.detach() / max(1, sums.sft_count)
+            loss = loss + self.feature_weight * distance / items
+        self._note(metrics, record, kept, sums, teacher)
         return loss
 
     def _note(
-        self, metrics: dict[str, float | int | Tensor], record: Record, kept: Tensor, sums: LossSums, stage: Stage
+        self,
+        metrics: dict[str, float | int | Tensor],
+        record: Record,
+        kept: Tensor,
+        sums: LossSums,
+        teacher: _TeacherSide | None,
     ) -> None:
         n = max(1, sums.sft_count)
-        counts = record.layout.visual_counts
         metrics["sft_loss"] = sums.sft.detach() / n
         metrics["consistency_loss"] = sums.consistency.detach() / n
         metrics["supervised_tokens"] = sums.sft_count
         metrics["displaced_tokens"] = (~kept).sum()
-        metrics["visual_tokens"] = sum(counts)
-        for name, ratio in (("student_tokens", stage.student), ("teacher_tokens", stage.teacher)):
-            amount = Ratio(ratio) if stage.compresses else _ALL
-            budget = amount(counts)
-            each = budget.tolist() if isinstance(budget, Tensor) else [budget] * len(counts)
-            metrics[name] = sum(min(k, n) for k, n in zip(each, counts, strict=True))
+        metrics["visual_tokens"] = sum(record.layout.visual_counts)
+        metrics["student_tokens"] = _visual_tokens(record.layout, record.shortened)
+        # A student without a teacher is its own.
+        shown = record.shortened if teacher is None else teacher.shortened
+        metrics["teacher_tokens"] = _visual_tokens(record.layout, shown)
 
 
 @contextmanager
@@ -380,6 +404,24 @@ def _counted(layout: Layout, shortened: Shortened | None, hidden: Tensor) -> tup
     return hidden[rows.to(hidden.device), slots.to(hidden.device)], kept
 
 
+def _reachable(layout: Layout, shortened: Shortened | None, targets: Tensor) -> Tensor:
+    """`targets`, ignored where nothing that survived stands at or before the position that should predict."""
+    if shortened is None or layout.rows is None or layout.predictors is None:
+        return targets
+    before = shortened.selection.mask.cumsum(1)
+    seen = before[layout.rows.to(before.device), layout.predictors.to(before.device)] > 0
+    return torch.where(seen.to(targets.device), targets, IGNORED)
+
+
+def _visual_tokens(layout: Layout, shortened: Shortened | None) -> int | Tensor:
+    """Visual tokens of the batch that are kept."""
+    every = sum(layout.visual_counts)
+    if shortened is None:
+        return every
+    mask = shortened.selection.mask
+    return every - (layout.real.to(mask.device) & ~mask).sum()
+
+
 def _selection(shortened: Shortened | None, layout: Layout) -> Selection:
     if shortened is not None:
         return shortened.selection
@@ -398,8 +440,13 @@ def _prepare(batch: Mapping[str, Any], parts: ModelParts) -> tuple[dict[str, Any
     return {name: value for name, value in batch.items() if name not in ("labels", "row_key")}, layout
 
 
-def _refuse_scaled_logits(parts: ModelParts) -> None:
-    """Models that change logits after their head would get another loss here than in their own forward."""
+def _refuse_unfit_head(parts: ModelParts) -> None:
+    """Losses are made from the output head: there has to be one, and the model must not change logits after it."""
+    if parts.head is None:
+        raise UnsupportedModelError(
+            f"EPIC needs a model with an output head; got a {type(parts.base).__name__} without one. Its losses are "
+            "made from logits. Pass the ...ForConditionalGeneration that holds it."
+        )
     config = parts.decoder.config
     for name, neutral in (("final_logit_softcapping", None), ("logit_scale", 1.0), ("logits_scaling", 1.0)):
         value = getattr(config, name, neutral)

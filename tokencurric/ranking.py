@@ -4,6 +4,8 @@
 the position in its low bits, so that no two tokens are equal and any sort gives the same answer.
 """
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -11,6 +13,19 @@ from torch import Tensor
 _INDEX_BITS = 28  # visual tokens a row: far more than any sequence, and 32 + 28 bits fit an int64
 _NAN = -(2**31)  # below minus infinity, whose image is -2139095041
 _ABSENT = torch.iinfo(torch.int64).min
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[None]:
+    """Autocast off on `device`: it would bring products of float32 scores back to half precision.
+
+    Example:
+        >>> with torch.autocast("cpu", torch.bfloat16), full_precision(torch.device("cpu")):
+        ...     (torch.ones(2, 2) @ torch.ones(2, 2)).dtype
+        torch.float32
+    """
+    if not torch.amp.autocast_mode.is_autocast_available(device.type):
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
 
 
 def rank_keys(scores: Float[Tensor, "*batch visual"]) -> Int[Tensor, "*batch visual"]:

@@ -22,7 +22,8 @@ def describe(value: Any) -> Any:
         return [describe(each) for each in value]
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    return {"type": getattr(value, "__name__", type(value).__name__)}
+    kind = value if callable(value) and hasattr(value, "__qualname__") else type(value)
+    return {"type": kind.__name__, "module": kind.__module__, "name": kind.__qualname__}
 
 
 def describe_objective(objective: EPIC) -> dict[str, Any]:

@@ -23,7 +23,9 @@ except ImportError as error:
     ) from error
 
 RECIPE = "tokencurric.json"
-_PER_TOKEN = frozenset({"sft_loss", "consistency_loss"})  # averaged over supervised tokens, the rest over batches
+_PER_TOKEN = frozenset(
+    {"sft_loss", "consistency_loss", "feature_loss"}
+)  # averaged over supervised tokens, the rest over batches
 
 
 class _LookAhead(TrainerCallback):
@@ -79,7 +81,14 @@ class EpicTrainer(Trainer):
         self.objective = objective
         self.model_accepts_loss_kwargs = True  # has Trainer count the supervised tokens of the accumulated batch
         self.loss_is_scaled_for_ga = True
-        self._noted: dict[str, Tensor] = {}
+        if self.compute_metrics is not None:
+            raise RangeError(
+                "EpicTrainer needs compute_metrics=None; got a function. Evaluation makes no logits beside the loss. "
+                "Measure answers with compress(...) and generate, as tokencurric.evaluation does."
+            )
+        if isinstance(objective.teacher, nn.Module):
+            objective.teacher.to(self.args.device)
+        self._noted: dict[str, float | Tensor] = {}
         self.add_callback(_LookAhead(objective))
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
@@ -88,6 +97,25 @@ class EpicTrainer(Trainer):
             return super().train(*args, **kwargs)
         finally:
             self.objective.detach()
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        """As transformers.Trainer.evaluate: the mean cross-entropy without compression."""
+        try:
+            return super().evaluate(*args, **kwargs)
+        finally:
+            if not self.is_in_train:
+                self.objective.detach()
+
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        """Not served: there are no logits to return.
+
+        Raises:
+            StateError: always.
+        """
+        raise StateError(
+            "EpicTrainer cannot predict: only positions that predict a supervised token reach the output head. Use "
+            "compress(...) and generate, as tokencurric.evaluation does."
+        )
 
     def compute_loss(
         self,
@@ -115,7 +143,8 @@ class EpicTrainer(Trainer):
         """As transformers.Trainer.log, with the objective's metrics since the last time."""
         if "loss" in logs and self._noted:
             names = sorted(self._noted)
-            sums = self.accelerator.reduce(torch.stack([self._noted[name] for name in names]), "sum").tolist()
+            here = torch.tensor([float(self._noted[name]) for name in names], device=self.args.device)
+            sums = self.accelerator.reduce(here, "sum").tolist()
             totals = dict(zip(names, sums, strict=True))
             tokens, batches = totals.pop("supervised_tokens"), totals.pop("batches")
             for name, total in totals.items():
@@ -151,8 +180,7 @@ class EpicTrainer(Trainer):
         tokens = values["supervised_tokens"]
         for name, value in {**values, "batches": 1}.items():
             scaled = value * tokens if name in _PER_TOKEN else value
-            number = torch.as_tensor(scaled, dtype=torch.float64, device=out.loss.device).detach()
-            self._noted[name] = self._noted[name] + number if name in self._noted else number
+            self._noted[name] = self._noted.get(name, 0.0) + scaled
 
     def _write_recipe(self, directory: str | Path) -> None:
         text = json.dumps(describe_objective(self.objective), indent=2)
@@ -191,7 +219,8 @@ class EpicTrainer(Trainer):
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
         if sharded or not isinstance(model, PreTrainedModel):
             return False
-        loaded = type(model).from_pretrained(directory, config=model.config, dtype=model.dtype)
+        # In the widest type, so that no weight is rounded on its way into a model of several types.
+        loaded = type(model).from_pretrained(directory, config=model.config, dtype=torch.float32)
         model.load_state_dict(loaded.state_dict(), strict=True)
         return True
 

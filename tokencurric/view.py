@@ -82,10 +82,11 @@ class VisualView:
             self._check_axes(("text_valid", *_TEXT), (self.tokens.shape[0], text[0].shape[1]), "[batch text]")
         for name in ("row_key", "grid"):
             value = getattr(self, name)
-            if value is not None and value.shape[:1] != self.tokens.shape[:1]:
+            shape = (self.tokens.shape[0],) if name == "row_key" else (self.tokens.shape[0], 2)
+            if value is not None and (tuple(value.shape) != shape or value.is_floating_point()):
                 raise ShapeError(
-                    f"VisualView needs one entry of {name} a row; got {name} of shape {tuple(value.shape)} for "
-                    f"{self.tokens.shape[0]} rows. Give one entry for each row of tokens."
+                    f"VisualView needs whole numbers {name} of shape {shape}; got dtype={value.dtype}, shape "
+                    f"{tuple(value.shape)}. There is one entry for each row of tokens. Give an integer tensor."
                 )
 
     def _check_axes(self, names: tuple[str, ...], axes: tuple[int, ...], label: str) -> None:

@@ -5,6 +5,7 @@ import torch
 
 from tests.adapters.tiny import DEPTH, LAYOUTS, RAGGED, Recording, hidden_keys, tiny_batch, tiny_llava
 from tokencurric import DART, FastV, Random, Uniform, compress
+from tokencurric.errors import RangeError, UnsupportedModelError
 
 COMPRESSORS = [Random(), Uniform(), FastV(), DART()]
 
@@ -75,3 +76,25 @@ def test_attention_signal_equals_the_model_s_own_attention():
         n = int(view.valid[row].sum())
         torch.testing.assert_close(view.attention[row, :n], maps[row, query, view.positions[row, :n]])
         assert row == 2 or not torch.allclose(view.attention[row, :n], maps[row, -1, view.positions[row, :n]])
+
+
+@torch.no_grad()
+def test_a_decoder_that_keeps_its_arguments_to_itself_is_refused():
+    model = tiny_llava()
+    decoder, forward = model.get_decoder(), model.get_decoder().forward
+    known = ("attention_mask", "position_ids", "past_key_values", "inputs_embeds", "use_cache")
+    decoder.forward = lambda *args, **kwargs: forward(*args, **{k: v for k, v in kwargs.items() if k in known})
+    with (
+        pytest.raises(UnsupportedModelError, match="does not pass its keyword arguments on"),
+        compress(model, Uniform(), keep=1, layer=1),
+    ):
+        model(**tiny_batch())
+
+
+@torch.no_grad()
+def test_a_row_has_to_keep_a_token():
+    model, batch = tiny_llava(), tiny_batch((("I",),))
+    with pytest.raises(RangeError, match="at least one token left"), compress(model, Uniform(), keep=0):
+        model(**batch)
+    with compress(model, Uniform(), keep=1):
+        assert model(**batch).logits.isfinite().all()

@@ -1,6 +1,7 @@
 """Hooks that let the upper layers of a decoder run on a short sequence, and that come off without a trace."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -10,17 +11,19 @@ from torch.utils.hooks import RemovableHandle
 from transformers.masking_utils import causal_mask_function
 
 from tokencurric.adapters.decoding import CachePlan, decode_arguments, plan_of
+from tokencurric.adapters.deepstack import Deepstack, take_over
 from tokencurric.adapters.discovery import ModelParts, attention_of, is_visual
 from tokencurric.adapters.layout import lay_out
 from tokencurric.adapters.masks import ruled_mask, short_mask, widen
 from tokencurric.adapters.record import Record, Request, Shortened
 from tokencurric.adapters.row_keys import content_keys
 from tokencurric.adapters.tap import AttentionTap
+from tokencurric.adapters.vision import VISION
 from tokencurric.errors import ShapeError, StateError, UnsupportedModelError
 
 # Axis of the sequence in the layers' keyword arguments that are aligned with it. Masks are handled apart.
 _ALIGNED = {"position_embeddings": -2, "position_ids": -1, "cache_position": -1}
-_SEEN = ("input_ids", "attention_mask", "labels", "pixel_values")
+_SEEN = ("input_ids", "attention_mask", "labels")
 
 
 class Attachment:
@@ -37,15 +40,11 @@ class Attachment:
         self.parts = parts
         self.request: Request | None = None
         self.record: Record | None = None  # of the latest forward
+        self.prompt: int | None = None  # length of the prompt in the next forward, where more than it may come
         self._seen: dict[str, Any] = {}
         self._key = f"tokencurric_{id(self):x}"
         self._handles: list[RemovableHandle] = []
-        busy = attachments_of(parts)
-        if any(other.request is not None for other in busy):
-            raise StateError(
-                f"Only one compression can be at work on a {type(parts.base).__name__}; got a second one inside the "
-                "first. Which of the two selections should hold is unclear. Leave the first context before."
-            )
+        self.refuse_nesting()
         for root in parts.roots:
             self._handles.append(root.register_forward_pre_hook(self._before_root, with_kwargs=True))
             # First in line, so that wrappers such as FSDP2 see the loss among the root's outputs.
@@ -55,6 +54,18 @@ class Attachment:
         for number, layer in enumerate(parts.layers):
             self._handles.append(layer.register_forward_pre_hook(partial(self._before_layer, number), with_kwargs=True))
             self._handles.append(layer.register_forward_hook(partial(self._after_layer, number)))
+
+    def refuse_nesting(self) -> None:
+        """Raise if another attachment is at work on the model.
+
+        Raises:
+            StateError: so that it never depends on the order of hooks which selection holds.
+        """
+        if any(other is not self and other.request is not None for other in attachments_of(self.parts)):
+            raise StateError(
+                f"Only one compression can be at work on a {type(self.parts.base).__name__}; got a second one inside "
+                "the first. Which of the two selections should hold is unclear. Leave the first context before."
+            )
 
     def remove(self) -> None:
         """Take all hooks off and restore what a broken forward left; it may be called again."""
@@ -76,7 +87,11 @@ class Attachment:
             return
         if module is self.parts.roots[0] or module is self.parts.base:
             self._seen = {}
-        seen = {name: kwargs[name] for name in _SEEN if kwargs.get(name) is not None}
+        seen = {
+            name: value
+            for name, value in kwargs.items()
+            if value is not None and (name in _SEEN or name.startswith(VISION))
+        }
         if args and isinstance(args[0], Tensor) and not args[0].is_floating_point():
             seen.setdefault("input_ids", args[0])
         self._seen.update(seen)
@@ -101,17 +116,18 @@ class Attachment:
             return self._continue(seen, embeds, cache, args, kwargs)
         if cache is not None and plan_of(cache) is not None:
             del cache._tokencurric  # a cache that was reset belongs to another prompt now
-        self.record = self._begin(self.request, seen, embeds)
+        kwargs, deepstack = take_over(self.parts.decoder, kwargs, self.parts.depth)
+        self.record = self._begin(self.request, seen, embeds, deepstack)
         if self.request.ghost is not None and "inputs_embeds" in kwargs:
             kwargs = {**kwargs, "inputs_embeds": embeds + self.request.ghost().to(embeds)}
         return args, {**kwargs, self._key: self.record}
 
     def _continue(self, seen: dict[str, Any], embeds: Any, cache: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        if "pixel_values" in seen:
+        late = [name for name in seen if name.startswith(VISION) and (isinstance(seen[name], Tensor) or seen[name])]
+        if late:
             raise StateError(
-                "compress needs all pictures in the first call on a cache; got pixel_values with a cache that "
-                f"holds {int(cache.get_seq_length())} tokens. Only tokens of the "
-                "first call are compressed. Start a new cache."
+                f"compress needs all pictures in the first call on a cache; got {late[0]} with a cache that holds "
+                f"{int(cache.get_seq_length())} tokens. Only tokens of the first are compressed. Start a new cache."
             )
         self.record = None
         plan = plan_of(cache)
@@ -122,9 +138,10 @@ class Attachment:
             return args, {**kwargs, "position_ids": position}
         return None
 
-    def _begin(self, request: Request, seen: dict[str, Any], embeds: Any) -> Record:
-        layout = request.layout
+    def _begin(self, request: Request, seen: dict[str, Any], embeds: Any, deepstack: Deepstack | None) -> Record:
+        layout, query = request.layout, request.query
         ids: Any = seen.get("input_ids")
+        prompt, self.prompt = self.prompt, None
         if layout is None:
             visual = request.visual
             if visual is None and ids is None:
@@ -135,7 +152,10 @@ class Attachment:
             if visual is None:
                 visual = is_visual(ids, self.parts.visual_ids)
             mask = _two_axes(seen.get("attention_mask"), visual.shape[1])
-            layout = lay_out(visual, mask, labels=seen.get("labels"), query=request.query)
+            if prompt is not None:
+                visual = visual & (torch.arange(visual.shape[1], device=visual.device) < prompt)
+                query = _last_real(mask, visual, prompt) if query is None else query
+            layout = lay_out(visual, mask, labels=seen.get("labels"), query=query)
         if embeds is not None and tuple(embeds.shape[:2]) != tuple(layout.visual.shape):
             raise ShapeError(
                 f"compress needs token ids of the decoder's input, shape {tuple(embeds.shape[:2])}; got "
@@ -143,13 +163,19 @@ class Attachment:
             )
         key = request.row_key
         if key is None:
-            key = content_keys(layout.real.long() if ids is None else ids, layout.real)
-        return Record(request, layout, key)
+            ids = layout.real.long() if ids is None else ids
+            key = content_keys(ids[:, :prompt], layout.real[:, :prompt])
+        return Record(request, layout, key, deepstack=deepstack)
 
     def _after_decoder(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         record = self.record
         if self.request is None or record is None:
             return None
+        if record.request.layer < self.parts.depth and not record.decided:
+            raise UnsupportedModelError(
+                f"{type(module).__name__} does not pass its keyword arguments on to its layers, so they never learnt "
+                "what to drop. Nothing would be compressed. Have its forward hand **kwargs to each layer."
+            )
         hidden = output.last_hidden_state if hasattr(output, "last_hidden_state") else output[0]
         if record.request.finish is not None:
             hidden = record.request.finish(record, hidden)
@@ -175,20 +201,24 @@ class Attachment:
         layout, request = record.layout, record.request
         if number + 1 == request.layer and request.taps and not record.decided and max(layout.visual_counts, default=0):
             record.tap = AttentionTap(attention_of(layer), layout.query, layout.real)
-        if number < request.layer:
-            return args, kwargs
         hidden = args[0]
+        if record.deepstack is not None:
+            short = record.shortened if number > request.layer else None
+            hidden = record.deepstack.add(number, hidden, None if short is None else short.selection)
+        if number < request.layer:
+            return (hidden, *args[1:]), kwargs
         if number == request.layer and not record.decided:
             record.decide(hidden, self.parts.norm)
         if request.capture and record.hidden is not None:
             record.arguments[number] = {**kwargs, "past_key_values": None}
         if record.shortened is None:
-            return args, kwargs
+            return (hidden, *args[1:]), kwargs
         if number == request.layer:
             hidden = record.shortened.selection.gather(hidden)
         cache = kwargs.get("past_key_values")
         if cache is not None:
-            cache._tokencurric = CachePlan(record.shortened, request.layer)
+            # Without the memo: decoding has no use for the prompt's masks, and the cache lives long.
+            cache._tokencurric = CachePlan(replace(record.shortened, memo={}), request.layer)
         return (hidden, *args[1:]), self._shortened_arguments(number, kwargs, hidden, record.shortened)
 
     def _after_layer(self, number: int, layer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -280,6 +310,13 @@ def _gather_all(value: Any, shortened: Shortened, axis: int) -> Any:
         return shortened.selection.gather(full, at, batch_axis=at - 1)
 
     return shortened.once(value, gather)
+
+
+def _last_real(mask: Tensor | None, visual: Tensor, length: int) -> Tensor:
+    """The last position among the first `length` that is no padding, a row."""
+    real = torch.ones_like(visual) if mask is None else mask
+    position = torch.arange(length, device=visual.device)
+    return torch.where(real[:, :length].to(visual.device), position, 0).amax(1)
 
 
 def _two_axes(mask: Any, length: int) -> Tensor | None:

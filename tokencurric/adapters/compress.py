@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from tokencurric.adapters.attachment import Attachment
 from tokencurric.adapters.discovery import ModelParts, find_parts
+from tokencurric.adapters.generation import watched
 from tokencurric.adapters.record import TAPPED, Amount, Count, Ratio, Request
 from tokencurric.budget import Budget, check_budget, keep_count
 from tokencurric.compressors import Compressor
@@ -67,7 +68,8 @@ def compress(
     if layer < parts.depth:
         attachment.request = Request(compressor, amount, layer, seed, visual=visual_mask, query=query, row_key=row_key)
     try:
-        yield model
+        with watched(attachment):
+            yield model
     finally:
         attachment.remove()
 
@@ -92,10 +94,10 @@ def check_layer(compressor: Compressor, layer: int, parts: ModelParts) -> None:
     Raises:
         RangeError: no such layer. MissingSignalError: the signal, and what to do.
     """
-    if isinstance(layer, bool) or not 0 <= layer <= parts.depth:
+    if type(layer) is not int or not 0 <= layer <= parts.depth:
         raise RangeError(
-            f"compress needs 0 <= layer <= {parts.depth}, the depth of the decoder; got layer={layer}. It is the first "
-            f"layer that runs on the short sequence; {parts.depth} compresses nothing."
+            f"compress needs 0 <= layer <= {parts.depth}, the depth of the decoder; got layer={layer!r}. It is the "
+            f"first layer that runs on the short sequence; {parts.depth} compresses nothing."
         )
     name = type(compressor).__name__
     outside = sorted(compressor.needs & {"cls_attention", "grid"})

@@ -60,10 +60,10 @@ def find_parts(model: nn.Module) -> ModelParts:
     base = outer.get_base_model() if hasattr(outer, "get_base_model") else outer
     name = type(base).__name__
     decoder = _find_decoder(base, name)
+    _refuse_unusual(base, decoder, name)
     layers, norm = decoder.layers, getattr(decoder, "norm", None)
     if not isinstance(norm, nn.Module):
         raise UnsupportedModelError(f"{name} has no final norm beside its decoder layers. {_SUPPORTED}")
-    _refuse_unusual(base, decoder, name)
     config = base.config
     ids = sorted({value for field in _VISUAL_IDS if isinstance(value := getattr(config, field, None), int)})
     if not ids:

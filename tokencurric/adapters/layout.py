@@ -87,9 +87,11 @@ def lay_out(
     visual = visual & real
     last_visual = torch.where(visual, position, -1).amax(1)
     last_real = torch.where(real, position, 0).amax(1)
-    supervised = None if labels is None else _predicting(labels.to(visual.device))
+    supervised = None if labels is None else _predicting(labels.to(visual.device)) & real
     if query is None:
-        query = last_real if supervised is None else _prompt_end(supervised, last_visual, last_real)
+        query = last_real
+        if labels is not None:
+            query = _prompt_end(labels.to(visual.device), visual, real, last_visual, last_real)
     query = query.to(visual.device)
     text = real & ~visual & (position > last_visual[:, None]) & (position <= query[:, None])
 
@@ -118,11 +120,15 @@ def _predicting(labels: Tensor) -> Tensor:
     return torch.nn.functional.pad(labels[:, 1:] != IGNORED, (0, 1), value=False)
 
 
-def _prompt_end(supervised: Tensor, last_visual: Tensor, last_real: Tensor) -> Tensor:
-    """First predicting position at or after the last visual token whose own token is no answer; else the last real."""
-    answer = torch.nn.functional.pad(supervised[:, :-1], (1, 0), value=False)
-    position = torch.arange(supervised.shape[1], device=supervised.device)
-    ends = supervised & ~answer & (position >= last_visual[:, None])
+def _prompt_end(labels: Tensor, visual: Tensor, real: Tensor, last_visual: Tensor, last_real: Tensor) -> Tensor:
+    """First position at or after the last visual token that is no answer and precedes one; else the last real one.
+
+    Visual tokens are never an answer, whatever their labels say: some collators label every token.
+    """
+    answer = (labels != IGNORED) & ~visual
+    position = torch.arange(labels.shape[1], device=labels.device)
+    precedes = torch.nn.functional.pad(answer[:, 1:], (0, 1), value=False)
+    ends = precedes & ~answer & real & (position >= last_visual[:, None])
     return torch.where(ends.any(1), ends.int().argmax(1), last_real)
 
 

@@ -9,6 +9,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from tokencurric.adapters.deepstack import Deepstack
 from tokencurric.adapters.layout import Layout
 from tokencurric.adapters.tap import AttentionTap
 from tokencurric.budget import Budget, keep_count
@@ -119,6 +120,7 @@ class Record:
     request: Request
     layout: Layout
     row_key: Int[Tensor, " batch"]
+    deepstack: Deepstack | None = None
     decided: bool = False
     shortened: Shortened | None = None
     tap: AttentionTap | None = None
@@ -138,6 +140,8 @@ class Record:
         with torch.no_grad():
             self.view = self._look(hidden.detach(), norm)
         self.shortened = self.shorten(self.request.amount)
+        if not self.request.capture:
+            self.view = None  # nobody selects again: free the copies it holds
 
     def shorten(self, amount: Amount) -> Shortened | None:
         """The selection that keeps `amount`; None where nothing is dropped."""
@@ -164,6 +168,11 @@ class Record:
         mask = torch.where(layout.visual_valid, mask.to(survives.device), at_positions)
         survives = survives.scatter(1, layout.visual_positions, mask)
         lengths = [real - n + k for real, n, k in zip(layout.real_counts, layout.visual_counts, kept, strict=True)]
+        if any(length == 0 < real for length, real in zip(lengths, layout.real_counts, strict=True)):
+            raise RangeError(
+                f"compress needs at least one token left in every row; got rows that keep {lengths} tokens. A row of "
+                "visual tokens alone would vanish. Keep at least 1, or put text around the picture."
+            )
         exact = compressor.tags.exact
         selection = Selection.from_mask(survives, width=max(lengths) if exact else None)
         dense = len(set(lengths)) == 1 if exact else bool(selection.valid.all())
@@ -171,7 +180,8 @@ class Record:
 
     def fork(self, shortened: Shortened | None) -> "Record":
         """A record of the same forward pass with another selection."""
-        return Record(self.request, self.layout, self.row_key, decided=True, shortened=shortened)
+        deepstack = None if self.deepstack is None else self.deepstack.above(self.request.layer)
+        return Record(self.request, self.layout, self.row_key, deepstack=deepstack, decided=True, shortened=shortened)
 
     def _check(self, mask: Tensor, kept: list[int]) -> None:
         name, shape = type(self.request.compressor).__name__, tuple(self.layout.visual_valid.shape)
@@ -210,7 +220,7 @@ class Record:
                 raise StateError(
                     f"{type(self.request.compressor).__name__} needs attention or keys of layer "
                     f"{self.request.layer - 1}; that layer's attention module never called transformers' attention "
-                    "interface. Use a compressor that needs neither, such as DivPrune-like ones on tokens, or Random."
+                    "interface. Use a compressor that needs neither, such as Random or Uniform."
                 )
             keys = rearrange(tapped.keys, "batch heads seq width -> batch seq heads width").to(hidden.device)
             signals["keys"] = _pick(keys, visual)

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from tokencurric.ranking import full_precision
+
 _NAME = "tokencurric_tap"  # the one name this library registers anywhere
 
 
@@ -65,7 +67,8 @@ class AttentionTap:
         at = self._query.to(query.device)
         one = query[rows, :, at].view(batch, key.shape[1], heads // key.shape[1], width)
         scale = arguments.get("scaling") or width**-0.5
-        logits = torch.einsum("bgrd,bgkd->bgrk", one, key).flatten(1, 2).float() * scale
+        with full_precision(key.device):
+            logits = torch.einsum("bgrd,bgkd->bgrk", one.float(), key.float()).flatten(1, 2) * scale
         if (cap := arguments.get("softcap")) is not None:
             logits = torch.tanh(logits / cap) * cap
         seen = self._visible(rows, at, seq, mask)

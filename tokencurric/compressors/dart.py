@@ -10,7 +10,7 @@ from torch import Tensor
 from tokencurric.budget import Budget, row_budget
 from tokencurric.compressors.protocol import Tags
 from tokencurric.errors import RangeError
-from tokencurric.ranking import keep_top, rank_keys
+from tokencurric.ranking import full_precision, keep_top, rank_keys
 from tokencurric.view import Signal, VisualView
 
 
@@ -116,7 +116,8 @@ def least_similar(
     tokens = tokens.float()
     # The pivot's own length scales a whole ranking, so only the tokens are normalised.
     norm = torch.linalg.vector_norm(tokens, dim=-1).clamp(min=torch.finfo(torch.float32).tiny)
-    cosine = (pivots.float() @ tokens.transpose(1, 2)) / norm[:, None]
+    with full_precision(tokens.device):
+        cosine = (pivots.float() @ tokens.transpose(1, 2)) / norm[:, None]
     left = candidates
     for i in range(pivots.shape[1]):
         left = left & ~keep_top(-cosine[:, i], left, shares[:, i])

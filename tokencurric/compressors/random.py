@@ -19,7 +19,8 @@ class Random:
     """Keeps a uniform draw without replacement.
 
     Each token's score is a hash of (seed, row_key, number of the token in its row); the largest survive. So the draw
-    is nested, and the same in any batch, on any device and in a replay.
+    is nested, and the same in any batch, on any device and in a replay. Rows with equal keys get equal draws: in
+    `compress` the key is, unless `row_key` is given, a hash of the prompt's tokens, whatever the picture shows.
 
     Example:
         >>> mask = Random()(VisualView(tokens=torch.zeros(2, 16, 4)), keep=4, seed=1)

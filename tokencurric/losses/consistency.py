@@ -78,10 +78,21 @@ class ConsistencyLoss(nn.Module):
                 f"ConsistencyLoss needs a mask of shape {tuple(student.shape[:-1])}; got {tuple(mask.shape)}. "
                 "It has one entry a position. Drop the vocabulary axis."
             )
+        if student.shape != teacher.shape:
+            raise ShapeError(
+                f"ConsistencyLoss needs student and teacher logits of one shape; got {tuple(student.shape)} and "
+                f"{tuple(teacher.shape)}. They are compared position by position. Gather the same positions of both."
+            )
         # Selecting first keeps what stands at uncounted positions, NaN included, out of value and gradient.
-        each = self.divergence(student[mask], teacher[mask], temperature=self.temperature)
+        each = self.each(student[mask], teacher[mask])
         # An empty selection still hangs on the student's graph, so backward works.
         return each.sum(), mask.sum()
+
+    def each(
+        self, student: Float[Tensor, "*batch vocab"], teacher: Float[Tensor, "*batch vocab"]
+    ) -> Float[Tensor, "*batch"]:
+        """The divergence at each position; the teacher is detached. Every other method goes through this one."""
+        return self.divergence(student, teacher.detach(), temperature=self.temperature)
 
     def extra_repr(self) -> str:
         """What `repr` shows."""

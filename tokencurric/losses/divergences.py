@@ -113,4 +113,4 @@ def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
 
 def _floor(divergence: Tensor) -> Tensor:
     """0 where rounding made the sum negative, with the gradient untouched."""
-    return divergence + (divergence.clamp(min=0) - divergence).detach()
+    return torch.where(divergence < 0, divergence - divergence.detach(), divergence)

@@ -30,7 +30,7 @@ class LossSums:
     sft: Float[Tensor, ""]
     consistency: Float[Tensor, ""]
     sft_count: int
-    consistency_count: int
+    consistency_count: Int[Tensor, ""]
 
 
 @dataclass(frozen=True)
@@ -76,13 +76,15 @@ def supervised_losses(
     Example:
         >>> hidden = torch.randn(5, 8, requires_grad=True)
         >>> sums = supervised_losses(hidden, torch.arange(5), torch.nn.Linear(8, 11))
-        >>> sums.sft_count, sums.consistency_count
+        >>> sums.sft_count, int(sums.consistency_count)
         (5, 0)
     """
     positions = targets.shape[0]
-    _check(positions, hidden, taught, chunk)
+    _check(positions, hidden, taught, loss, chunk)
     if positions == 0:
-        return LossSums(hidden.sum(), hidden.new_zeros((), dtype=torch.float32), 0, 0)
+        # Through the head all the same: in distributed training every rank has to have a gradient for every weight.
+        nothing = head(hidden).float().sum()
+        return LossSums(nothing, nothing.detach(), 0, torch.zeros((), dtype=torch.int64))
     size = chunk or _chunk_for(head, hidden)
 
     def losses(rows: Tensor, goal: Tensor, taught_rows: Tensor | None, counts: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -94,7 +96,7 @@ def supervised_losses(
             taught_rows = taught_rows.masked_fill(~counts[:, None], 0.0)
         with torch.no_grad():
             teacher_logits = taught.head(taught_rows)
-        each = loss.divergence(logits, teacher_logits, temperature=loss.temperature)
+        each = loss.each(logits, teacher_logits)
         return sft, (each if counts is None else torch.where(counts, each, 0.0)).sum()
 
     sft, consistency = [], []
@@ -113,27 +115,38 @@ def supervised_losses(
             pair = checkpoint(losses, *arguments, use_reentrant=False, preserve_rng_state=False)
         sft.append(pair[0])
         consistency.append(pair[1])
-    return LossSums(
-        torch.stack(sft).sum(), torch.stack(consistency).sum(), positions, 0 if taught is None else positions
-    )
+    compared = torch.tensor(0 if taught is None else positions)
+    if taught is not None and taught.counts is not None:
+        compared = taught.counts.sum()
+    return LossSums(torch.stack(sft).sum(), torch.stack(consistency).sum(), positions, compared)
 
 
 def _chunk_for(head: Head, hidden: Tensor) -> int:
-    """Positions a chunk. The vocabulary's size is read off one position: a head need not be a plain layer."""
-    with torch.no_grad():
-        return max(1, _LOGITS_A_CHUNK // head(hidden[:1]).shape[-1])
+    """Positions a chunk. A head need not be a plain layer, so the vocabulary may have to be read off one position."""
+    vocabulary = getattr(head, "out_features", None)
+    if not isinstance(vocabulary, int):
+        with torch.no_grad():
+            vocabulary = head(hidden[:1]).shape[-1]
+    return max(1, _LOGITS_A_CHUNK // vocabulary)
 
 
 def _at_least_float32(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
-def _check(positions: int, hidden: Tensor, taught: Taught | None, chunk: int | None) -> None:
+def _check(
+    positions: int, hidden: Tensor, taught: Taught | None, loss: ConsistencyLoss | None, chunk: int | None
+) -> None:
     if hidden.shape[0] != positions or (taught is not None and taught.hidden.shape[0] != positions):
         raise ShapeError(
             f"supervised_losses needs one hidden state a target; got {positions} targets, "
             f"{hidden.shape[0]} hidden states and {'no' if taught is None else taught.hidden.shape[0]} taught ones. "
             "Gather hidden states at the positions before the supervised tokens."
+        )
+    if taught is not None and loss is None:
+        raise RangeError(
+            "supervised_losses needs loss=... with taught=...; got taught alone. How the two are compared is not said. "
+            "Pass a ConsistencyLoss."
         )
     if chunk is not None and chunk < 1:
         raise RangeError(

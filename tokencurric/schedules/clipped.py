@@ -9,7 +9,7 @@ from tokencurric.schedules.protocol import Schedule
 
 @dataclass(frozen=True)
 class Clipped:
-    """min(max(schedule(β), low), high).
+    """min(max(schedule(β), low), high); None leaves a side open.
 
     Raises:
         RangeError: low is above high, or what `schedule` raises.
@@ -21,15 +21,18 @@ class Clipped:
     """
 
     schedule: Schedule
-    low: float | int = -math.inf
-    high: float | int = math.inf
+    low: float | int | None = None
+    high: float | int | None = None
 
     def __post_init__(self) -> None:
-        if not self.low <= self.high:
+        low, high = -math.inf if self.low is None else self.low, math.inf if self.high is None else self.high
+        if not low <= high:
             raise RangeError(
                 f"Clipped needs low <= high; got low={self.low}, high={self.high}. No value lies between. Swap them."
             )
 
     def __call__(self, progress: float | int) -> float | int:
         """The value at `progress`."""
-        return min(max(self.schedule(progress), self.low), self.high)
+        value = self.schedule(progress)
+        value = value if self.low is None else max(value, self.low)
+        return value if self.high is None else min(value, self.high)

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from tokencurric.schedules.protocol import check_progress
+from tokencurric.schedules.protocol import between, check_progress
 
 
 @dataclass(frozen=True)
@@ -27,4 +27,4 @@ class Cosine:
         """The value at `progress`."""
         check_progress(progress, who="Cosine")
         done = (1.0 - math.cos(math.pi * progress)) / 2.0
-        return self.start * (1.0 - done) + self.end * done
+        return between(self.start, self.end, done)

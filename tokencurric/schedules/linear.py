@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from tokencurric.schedules.protocol import check_progress
+from tokencurric.schedules.protocol import between, check_progress
 
 
 @dataclass(frozen=True)
@@ -25,4 +25,4 @@ class Linear:
     def __call__(self, progress: float | int) -> float | int:
         """The value at `progress`."""
         check_progress(progress, who="Linear")
-        return self.start * (1.0 - progress) + self.end * progress  # exact at both ends
+        return between(self.start, self.end, progress)

@@ -1,0 +1,197 @@
+"""compress() and EPIC on wrapped models: PEFT, DDP, accelerate's hooks, low precision, torch.compile."""
+
+import copy
+
+import accelerate
+import pytest
+import torch
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module
+from peft import LoraConfig, get_peft_model
+from torch import multiprocessing
+
+from tests.adapters import ranks
+from tests.adapters.fingerprint import Unchanged
+from tests.adapters.oracle import error, masking
+from tests.adapters.tiny import DEPTH, IMAGE, RAGGED, Recording, tiny_batch, tiny_llava
+from tests.adapters.zoo import tiny_inputs, tiny_model
+from tokencurric import DART, EPIC, FastV, Random, Uniform, compress, tcd
+from tokencurric.curriculum import constant
+
+GREEDY = {
+    "max_new_tokens": 4,
+    "do_sample": False,
+    "output_logits": True,
+    "return_dict_in_generate": True,
+    "suppress_tokens": [IMAGE],
+}
+
+
+def compressed(model, batch, compressor=None):
+    """Logits of a prefill and of generation, under compression."""
+    with torch.no_grad(), compress(model, FastV() if compressor is None else compressor, keep=5, layer=2):
+        prefill = model(**batch).logits
+        return prefill, torch.stack(model.generate(**batch, **GREEDY).logits)
+
+
+# PEFT
+
+
+def lora(model, **settings):
+    config = LoraConfig(r=4, target_modules=["q_proj", "v_proj", "up_proj"], init_lora_weights=False, **settings)
+    return get_peft_model(model, config).eval()
+
+
+def test_lora_equals_its_merged_model():
+    torch.manual_seed(3)
+    model, batch = lora(tiny_llava()), tiny_batch(RAGGED)
+    model(**batch)
+    with Unchanged(model):
+        prefill, generated = compressed(model, batch)
+    merged = compressed(copy.deepcopy(model).merge_and_unload(), batch)
+    base = compressed(tiny_llava(), batch)
+    torch.testing.assert_close(prefill, merged[0], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(generated, merged[1], rtol=1e-4, atol=1e-4)
+    assert error(base[0], prefill) > 1e-2, "control"
+
+
+def test_epic_trains_lora_alone():
+    torch.manual_seed(3)
+    # LLaVA never reads the last layer of its tower, so adapters there would learn nothing.
+    model = lora(tiny_llava(dtype=torch.float64), exclude_modules=".*vision_tower.*")
+    batch = tiny_batch(RAGGED, padding="right", answers=2)
+    objective = EPIC(DART(), constant(0.8, margin=0.4))
+    out = objective(model, batch, step=0, total=1)
+    out.loss.backward()
+    objective.detach()
+    trained = {name for name, weight in model.named_parameters() if weight.grad is not None}
+    assert trained == {name for name, weight in model.named_parameters() if weight.requires_grad}
+    assert all("lora_" in name for name in trained)
+    merged = EPIC(DART(), constant(0.8, margin=0.4))(copy.deepcopy(model).merge_and_unload(), batch, step=0, total=1)
+    torch.testing.assert_close(out.loss, merged.loss)
+
+
+# DDP
+
+
+@pytest.mark.parametrize(
+    ("family", "case"),
+    [
+        ("llava", "text-only rank"),
+        pytest.param("llava", "pictures on both", marks=pytest.mark.slow),
+        pytest.param("qwen3_vl", "text-only rank", marks=pytest.mark.slow),
+    ],
+)
+def test_two_ranks_equal_one_process(tmp_path, family, case):
+    context = multiprocessing.spawn(ranks.work, (str(tmp_path), family, case), nprocs=2, join=False)
+    model, objective = ranks.model_to_train(family), ranks.epic()
+    inputs = ranks.whole_batch(family, ranks.ROWS[case])
+    ranks.gradients(model, objective, inputs, int((inputs["labels"][:, 1:] != -100).sum()))
+    while not context.join(timeout=90):
+        pass
+    theirs = torch.load(tmp_path / "gradients.pt")
+    ours = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
+    assert ours.keys() == theirs.keys()
+    assert any("project" in name or "merger" in name for name in ours)
+    for name in ours:
+        torch.testing.assert_close(theirs[name], ours[name])
+    alone, half = ranks.model_to_train(family), ranks.share(inputs, ranks.ROWS[case], 0)
+    ranks.gradients(alone, ranks.epic(), half, 2 * int((half["labels"][:, 1:] != -100).sum()))
+    assert any(error(weight.grad, ours[name]) > 1e-2 for name, weight in alone.named_parameters() if name in ours)
+
+
+# accelerate
+
+
+def test_hooks_that_align_devices():
+    model, batch = tiny_llava(), tiny_batch(RAGGED)
+    expected = compressed(model, batch)
+    for layer in model.get_decoder().layers:
+        add_hook_to_module(layer, AlignDevicesHook(execution_device="cpu", io_same_device=True))
+    with Unchanged(model):
+        ours = compressed(model, batch)
+    assert torch.equal(ours[0], expected[0])
+    assert torch.equal(ours[1], expected[1])
+
+
+def test_weights_that_come_and_go():
+    model, batch = tiny_llava(), tiny_batch(RAGGED)
+    plain, expected = model(**batch).logits.detach(), compressed(model, batch, DART())
+    accelerate.cpu_offload(model, execution_device=torch.device("cpu"))
+    assert next(model.parameters()).is_meta
+    ours = compressed(model, batch, DART())
+    assert torch.equal(ours[0], expected[0])
+    assert torch.equal(ours[1], expected[1])
+    assert error(plain, ours[0]) > 1e-2, "control"
+
+
+# Precision
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("family", ["llava", "gemma3", "qwen3_vl"])
+@torch.no_grad()
+def test_low_precision(family, dtype, attention):
+    model, inputs = tiny_model(family, attention=attention, dtype=dtype), tiny_inputs(family)
+    recording = Recording(FastV())
+    plain = model(**inputs).logits
+    with compress(model, recording, keep=5, layer=2):
+        short = model(**inputs).logits
+        tokens = model.generate(**inputs, max_new_tokens=3, do_sample=False)
+    dropped = recording.dropped(*inputs["input_ids"].shape)
+    with masking(model, dropped, 2):
+        full = model(**inputs).logits
+    kept = inputs["attention_mask"].bool() & ~dropped
+    assert short.dtype == dtype
+    assert error(short[kept], full[kept]) < 0.03
+    assert error(plain[kept], full[kept]) > 0.1, "control"
+    assert tokens.shape[1] == inputs["input_ids"].shape[1] + 3
+
+
+# torch.compile
+
+
+def compiled(model, first):
+    """With each layer from `first` on compiled by itself."""
+    layers = model.get_decoder().layers
+    for number in range(first, len(layers)):
+        layers[number] = torch.compile(layers[number], backend="aot_eager")
+    return model
+
+
+@pytest.fixture
+def fresh_compiler():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.usefixtures("unchecked", "fresh_compiler")
+@pytest.mark.parametrize(
+    ("compressor", "depth"),
+    [
+        pytest.param(FastV(), 3, id="FastV"),
+        pytest.param(Uniform(), DEPTH, id="Uniform", marks=pytest.mark.slow),
+        pytest.param(DART(), DEPTH, id="DART", marks=pytest.mark.slow),
+    ],
+)
+def test_compiled_layers(compressor, depth):
+    model, batch = tiny_llava(depth=depth), tiny_batch(RAGGED)
+    expected = compressed(model, batch, compressor)
+    ours = compressed(compiled(model, 1), batch, compressor)
+    torch.testing.assert_close(ours[0], expected[0], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(ours[1], expected[1], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("unchecked", "fresh_compiler")
+def test_epic_on_compiled_layers():
+    batch = tiny_batch(RAGGED, padding="right", answers=2)
+    grads = []
+    for make in (tiny_llava, lambda **settings: compiled(tiny_llava(**settings), 0)):
+        model = make(dtype=torch.float64)
+        objective = EPIC(Random(), tcd())
+        objective(model, batch, step=9, total=10).loss.backward()
+        grads.append([weight.grad for weight in model.parameters() if weight.grad is not None])
+    for plain, ours in zip(*grads, strict=True):
+        torch.testing.assert_close(ours, plain)

@@ -1,0 +1,118 @@
+"""Run the tests of the families and write docs/families.md from what passed: `python tests/adapters/write_families.py`.
+
+An ability gets a mark if all tests of it passed for the family, and a dash if there is none.
+"""
+
+import subprocess
+import sys
+import tempfile
+from collections import defaultdict
+from pathlib import Path
+from xml.etree import ElementTree
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
+
+from tests.adapters.zoo import FAMILIES, tiny_model  # noqa: E402
+
+FILES = ["test_families.py", "test_modes.py", "test_wrappers.py::test_low_precision"]
+ABILITIES = {
+    "prefill": ["test_prefill"],
+    "generate": ["test_generate"],
+    "any layer": ["test_other_layers"],
+    "attention": ["test_attention_signal"],
+    "video": ["test_video"],
+    "EPIC": ["test_epic_shares_layers_without_a_trace_in_the_gradients"],
+    "bf16, fp16": ["test_low_precision"],
+}
+MODES = {
+    "greedy": ["test_generate"],
+    "sampling, several answers a prompt": ["test_sampling_several_answers"],
+    "beam search": ["test_beams"],
+    "prompt lookup": ["test_prompt_lookup"],
+    "assisted by a language model": ["test_assisted"],
+    "static cache": ["test_static_cache"],
+    "turns of a conversation on one cache": ["test_turns_of_a_conversation"],
+}
+
+PAGE = """# Families
+
+Models that `compress` was held against: small random ones, built from the family's own configuration class, in the
+versions of `constraints.txt`. This page is written from a run of the tests; `python tests/adapters/write_families.py`
+writes it anew.
+
+{families}
+
+- **prefill**: logits at the kept positions equal, within 1e-4 of the largest, those of the model at full length with
+  the dropped tokens hidden from layer 2 on. Batches of one row and of ragged rows, padded left and right, with sdpa
+  and eager attention. Leaving the context left no trace.
+- **generate**: the same for the logits of every new token, against whole forwards without a cache.
+- **any layer**: both, where compression begins at layer 0, 1, 3 or 5 of 6.
+- **attention**: the attention that {{py:class}}`tokencurric.FastV` reads equals what the model returns itself.
+- **video**: prefill and generate with the tokens of a video.
+- **EPIC**: gradients, where teacher and student share their first layers, equal those where they do not. Where a
+  family changes its logits after the output head, EPIC says so and refuses.
+- **bf16, fp16**: prefill within 3% of the largest logit.
+
+In every comparison a control shows that hiding the same tokens changes the answer. A dash means: not tested.
+
+## Ways to generate
+
+{modes}
+
+## What is refused
+
+By an error that says why: models whose layers read vision by cross-attention (Mllama), linear attention and
+state-space layers (Qwen3.5), upper layers that share keys and values of lower ones (as in
+Gemma 3n), encoder-decoders
+(Florence-2), models whose configuration names no visual token, FSDP1; decoders that take, or hand to their layers, an
+unknown tensor as long as the sequence; `prefill_chunk_size`; pictures in a later call on the same cache.
+"""
+
+
+def run(record):
+    """Run the tests, and tell how each went: {(test, family): [passed, ...]}."""
+    paths = [f"tests/adapters/{name}" for name in FILES]
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "slow or not slow", f"--junitxml={record}", *paths]
+    subprocess.run(command, cwd=ROOT, check=False)
+    outcomes = defaultdict(list)
+    for case in ElementTree.parse(record).iter("testcase"):
+        families = [each.get("value") for each in case.iter("property") if each.get("name") == "family"]
+        failed = any(case.find(kind) is not None for kind in ("failure", "error", "skipped"))
+        for family in families or ["llava"]:
+            outcomes[case.get("name").split("[")[0], family].append(not failed)
+    return outcomes
+
+
+def works(outcomes, tests, family):
+    results = [result for test in tests for result in outcomes.get((test, family), [])]
+    return all(results) if results else None
+
+
+def table(header, rows):
+    lines = [header, ["---"] + [":-:"] * (len(header) - 1), *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def page(outcomes):
+    marks = {True: "✓", False: "**fails**", None: "–"}
+    families = [
+        [
+            family,
+            f"`{type(tiny_model(family)).__name__}`",
+            *(marks[works(outcomes, tests, family)] for tests in ABILITIES.values()),
+        ]
+        for family in FAMILIES
+    ]
+    modes = []
+    for mode, tests in MODES.items():
+        good = [family for family in FAMILIES if works(outcomes, tests, family)]
+        modes.append([mode, "all of the above" if len(good) == len(FAMILIES) else ", ".join(good)])
+    return PAGE.format(
+        families=table(["family", "class", *ABILITIES], families), modes=table(["way", "tested with"], modes)
+    )
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as folder:
+        (ROOT / "docs" / "families.md").write_text(page(run(Path(folder) / "record.xml")))
