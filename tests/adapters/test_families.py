@@ -121,6 +121,7 @@ def test_video(family, attention):
 def test_other_layers(family, layer):
     model, inputs = tiny_model(family), tiny_inputs(family, RAGGED)
     recording = Recording(Uniform())
+    plain = model(**inputs).logits
     with compress(model, recording, keep=KEEP, layer=layer):
         short = model(**inputs).logits
         ours = model.generate(**inputs, **GREEDY)
@@ -129,6 +130,7 @@ def test_other_layers(family, layer):
         full = model(**inputs).logits
     kept = inputs["attention_mask"].bool() & ~dropped
     assert error(short[kept], full[kept]) < TOLERANCE
+    assert error(plain[kept], full[kept]) > MOVES, "control"
     again = recomputed(model, inputs, dropped, layer, ours.sequences, new_type=types_of_new_tokens(family))
     assert error(torch.stack(ours.logits), again) < TOLERANCE
 

@@ -50,11 +50,11 @@ writes it anew.
 - **any layer**: both, where compression begins at layer 0, 1, 3 or 5 of 6.
 - **attention**: the attention that {{py:class}}`tokencurric.FastV` reads equals what the model returns itself.
 - **video**: prefill and generate with the tokens of a video.
-- **EPIC**: gradients, where teacher and student share their first layers, equal those where they do not. Where a
-  family changes its logits after the output head, EPIC says so and refuses.
-- **bf16, fp16**: prefill within 3% of the largest logit.
+- **EPIC**: gradients, where teacher and student share their first layers, equal those where they do not. Of
+  `aya_vision`, which changes its logits after the output head, EPIC says so and refuses.
+- **bf16, fp16**: prefill, within 3% of the largest logit.
 
-In every comparison a control shows that hiding the same tokens changes the answer. A dash means: not tested.
+In every comparison a control shows that dropping tokens changes the answer. A dash means: not tested.
 
 ## Ways to generate
 
@@ -62,19 +62,32 @@ In every comparison a control shows that hiding the same tokens changes the answ
 
 ## What is refused
 
-By an error that says why: models whose layers read vision by cross-attention (Mllama), linear attention and
-state-space layers (Qwen3.5), upper layers that share keys and values of lower ones (as in
-Gemma 3n), encoder-decoders
-(Florence-2), models whose configuration names no visual token, FSDP1; decoders that take, or hand to their layers, an
-unknown tensor as long as the sequence; `prefill_chunk_size`; pictures in a later call on the same cache.
+By an error that says why:
+
+- models whose layers read vision by cross-attention (Mllama), with linear-attention layers (Qwen3.5), whose upper
+  layers share keys and values of lower ones (as in Gemma 3n), encoder-decoders (Florence-2), and models whose
+  configuration names no visual token;
+- decoders that take, or hand to their layers, an unknown tensor as long as the sequence;
+- FSDP1;
+- `prefill_chunk_size` in `generate`, and pictures in a later call on the same cache.
 """
 
 
 def run(record):
     """Run the tests, and tell how each went: {(test, family): [passed, ...]}."""
     paths = [f"tests/adapters/{name}" for name in FILES]
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "slow or not slow", f"--junitxml={record}", *paths]
-    subprocess.run(command, cwd=ROOT, check=False)
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-m",
+        "slow or not slow",
+        "-o",
+        "junit_family=xunit1",
+        f"--junitxml={record}",
+    ]
+    subprocess.run([*command, *paths], cwd=ROOT, check=False)
     outcomes = defaultdict(list)
     for case in ElementTree.parse(record).iter("testcase"):
         families = [each.get("value") for each in case.iter("property") if each.get("name") == "family"]

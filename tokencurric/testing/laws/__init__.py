@@ -1,0 +1,1 @@
+"""The laws, a file for each kind of error."""

@@ -1,0 +1,89 @@
+"""The ways in which a model runs: compiled, replayed under checkpointing, without values."""
+
+from dataclasses import fields, replace
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from tokencurric.compressors import Compressor
+from tokencurric.testing.answers import question, same, unchecked
+from tokencurric.testing.cases import Case
+from tokencurric.testing.check import Broken
+from tokencurric.testing.laws.claims import compressor_law
+from tokencurric.view import VisualView
+
+COMPILED_EXAMPLES = 1  # a compilation takes about a second
+
+
+def _given(view: VisualView) -> dict[str, Tensor]:
+    each = {item.name: getattr(view, item.name) for item in fields(view)}
+    return {name: x for name, x in each.items() if x is not None}
+
+
+@compressor_law(
+    "Compiled, it answers as it does eagerly.",
+    examples=COMPILED_EXAMPLES,
+    kinds=("normal",),
+    dtypes=False,
+    least=4,
+    per_row=False,
+)
+def compiles(subject: Compressor, case: Case) -> None:
+    """`torch.compile` with the backend `aot_eager`, which changes no arithmetic; one graph, four samples."""
+    keep, seed = max(1, case.rows[0].count // 2), case.seed
+
+    def ask(tensors: dict[str, Tensor]) -> Tensor:
+        return subject(VisualView(**tensors), keep, seed=seed)
+
+    torch.compiler.reset()  # or graphs of other subjects count against the limit of recompilations
+    with unchecked():  # code with checks of shapes around it cannot be traced
+        compiled = torch.compile(ask, backend="aot_eager", dynamic=False)
+        for other in range(4):
+            one = replace(case, rows=tuple(replace(row, seed=row.seed + other) for row in case.rows), keep=keep)
+            packed = question(subject, one).packed
+            eager = packed.survivors(ask(_given(packed.view)))
+            graph = packed.survivors(compiled(_given(packed.view)))
+            same(subject, one, eager, graph, told=f"Eagerly it keeps {eager}; compiled, {graph}.")
+    torch.compiler.reset()
+
+
+@compressor_law(
+    "Replayed under gradient checkpointing, it makes the same choice.",
+    examples=10,
+    kinds=("normal",),
+    dtypes=False,
+    least=4,
+)
+def replays_under_checkpointing(subject: Compressor, case: Case) -> None:
+    """Forward and recomputation, with other draws by the process in between."""
+    asked = question(subject, case)
+    answers: list[list[list[int]]] = []
+
+    def layer(x: Tensor) -> Tensor:
+        mask = asked.mask(subject)
+        answers.append(asked.packed.survivors(mask))
+        return torch.sin(x) * mask.sum()
+
+    x = torch.ones(3, requires_grad=True)
+    torch.manual_seed(1)
+    out = checkpoint(layer, x, use_reentrant=False, preserve_rng_state=False)
+    torch.manual_seed(2)
+    out.sum().backward()
+    if answers[0] != answers[1]:
+        raise Broken(f"In the forward pass it keeps {answers[0]}; in the replay, {answers[1]}.")
+
+
+@compressor_law(
+    "Shapes alone are enough to run it: it waits for no value, so it never makes an accelerator wait.",
+    examples=10,
+    kinds=("normal",),
+    per_row=False,
+)
+def runs_without_values(subject: Compressor, case: Case) -> None:
+    """On the meta device."""
+    asked = question(subject, case)
+    view = VisualView(**{name: x.to("meta") for name, x in _given(asked.packed.view).items()})
+    mask = subject(view, asked.keep, seed=asked.seed)
+    if mask.device.type != "meta" or mask.shape != view.tokens.shape[:2]:
+        raise Broken(f"On the meta device the answer has shape {tuple(mask.shape)}, on {mask.device}.")

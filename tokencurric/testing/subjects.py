@@ -1,0 +1,57 @@
+"""All checks of a compressor, a schedule and a divergence."""
+
+from types import ModuleType
+
+from tokencurric.testing.check import Check
+from tokencurric.testing.laws import (
+    budget,
+    cost,
+    divergences,
+    execution,
+    independence,
+    numerics,
+    purity,
+    schedules,
+    signals,
+)
+
+
+def _of(*modules: ModuleType) -> tuple[Check, ...]:
+    """The checks defined in `modules`: a law that is written there needs no entry in a list."""
+    return tuple(value for module in modules for value in vars(module).values() if isinstance(value, Check))
+
+
+def compressor_checks() -> tuple[Check, ...]:
+    """The laws of a compressor.
+
+    Example:
+        >>> from tokencurric import Uniform
+        >>> checks = {check.name: check for check in compressor_checks()}
+        >>> checks["keeps_the_budget"](Uniform(), examples=5)
+    """
+    return _of(budget, independence, purity, numerics, signals, execution, cost)
+
+
+def schedule_checks() -> tuple[Check, ...]:
+    """The laws of a schedule.
+
+    What a schedule claims is read from its attributes: `start` and `end` (it moves from one to the other without
+    turning back, unless `monotone` is False), `low` and `high` (it stays between), `values` (it takes no other).
+
+    Example:
+        >>> from tokencurric import Linear
+        >>> for check in schedule_checks():
+        ...     check(Linear(0.0, 0.5), examples=5)
+    """
+    return _of(schedules)
+
+
+def divergence_checks() -> tuple[Check, ...]:
+    """The laws of a divergence, alone and as part of `ConsistencyLoss`.
+
+    Example:
+        >>> from tokencurric.losses import forward_kl
+        >>> for check in divergence_checks():
+        ...     check(forward_kl, examples=5)
+    """
+    return _of(divergences)
