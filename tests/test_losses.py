@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tokencurric import ConsistencyLoss
+from tokencurric import ConsistencyLoss, Selection
 from tokencurric.errors import RangeError, ShapeError
 from tokencurric.losses import Taught, forward_kl, jensen_shannon, reverse_kl, supervised_losses
+from tokencurric.losses.features import feature_distance
 from tokencurric.testing.strategies import LogitsCase, logits
 
 
@@ -251,3 +252,42 @@ def test_a_divergence_may_be_infinite_but_is_never_nan():
     student, teacher = torch.tensor([[-torch.inf, 0.0]]), torch.zeros(1, 2)
     assert forward_kl(student, teacher).tolist() == [torch.inf]
     assert forward_kl(teacher, student).tolist() == [pytest.approx(math.log(2))]
+
+
+def test_the_distance_of_features_is_that_of_a_loop_over_what_both_keep():
+    torch.manual_seed(0)
+    kept = torch.rand(3, 6) < 0.6
+    taught = kept & (torch.rand(3, 6) < 0.8) | (torch.rand(3, 6) < 0.3)
+    few, many = Selection.from_mask(kept), Selection.from_mask(taught)
+    full = {i: torch.randn(2, 3, 6, 4) for i in (2, 3)}
+    student = {i: few.gather(x[0]).requires_grad_() for i, x in full.items()}
+    teacher = {i: many.gather(x[1]).requires_grad_() for i, x in full.items()}
+    weight = torch.tensor([1, 0, 3])
+
+    expected = 0.0
+    for row in range(3):
+        both = (kept & taught)[row].nonzero().flatten().tolist()
+        gaps = [(x[0, row, p] - x[1, row, p]).square().mean() for x in full.values() for p in both]
+        expected += float(weight[row]) * float(sum(gaps)) / max(1, len(gaps))
+
+    found = feature_distance(student, few, teacher, many, weight)
+    assert float(found.detach()) == pytest.approx(expected, rel=1e-5)
+    found.backward()
+    assert all(x.grad is not None for x in student.values())
+    assert all(x.grad is None for x in teacher.values())
+
+
+def test_a_row_without_a_common_position_adds_nothing():
+    here = Selection.from_mask(torch.tensor([[True, False]]))
+    there = Selection.from_mask(torch.tensor([[False, True]]))
+    one = {0: torch.ones(1, 1, 2)}
+    assert float(feature_distance(one, here, {0: torch.zeros(1, 1, 2)}, there, torch.ones(1))) == 0.0
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_features_of_other_layers_or_widths_are_not_compared():
+    everything = Selection.from_mask(torch.ones(1, 2, dtype=torch.bool))
+    student = {0: torch.zeros(1, 2, 3)}
+    for teacher in ({1: torch.zeros(1, 2, 3)}, {0: torch.zeros(1, 2, 4)}):
+        with pytest.raises(ShapeError, match="The feature loss needs a teacher with the student's layers and width"):
+            feature_distance(student, everything, teacher, everything, torch.ones(1))

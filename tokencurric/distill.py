@@ -54,8 +54,8 @@ class EPIC:
     The student loses the visual tokens that `compressor` drops at the stage's layer and ratio. The teacher has the
     same weights (or is a frozen module), loses fewer, and gets no gradient. With `teacher="self"` both run in one root
     forward and share the layers below the compressing one. Only positions that predict a supervised token go to the
-    head. A stage that compresses nothing is plain fine-tuning; one whose margin is 0 has nothing to distil, and its loss
-    is (1 − λ)·cross-entropy.
+    head. A stage that compresses nothing is plain fine-tuning; one whose margin is 0 has nothing to distil, and its
+    loss is (1 − λ)·cross-entropy.
 
     Hooks are put on the model at the first call and stay until `detach`.
 

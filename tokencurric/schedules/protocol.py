@@ -35,7 +35,7 @@ def check_progress(progress: float | int, *, who: str) -> None:
 
 
 def between(start: float | int, end: float | int, done: float | int) -> float | int:
-    """start + (end − start)·done, exact at both ends and where they are equal, and never turning back.
+    """Interpolate: start + (end − start)·done, exact at both ends and where they are equal, never turning back.
 
     Example:
         >>> between(0.9, 0.9, 0.3), between(0.0, 0.3, 1.0)
