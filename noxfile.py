@@ -28,6 +28,9 @@ QUIET = {
     "MPLBACKEND": "Agg",
 }
 
+# A process for each core: the tests hold torch to one thread.
+PARALLEL = ["--numprocesses", "auto", "--dist", "loadgroup"]
+
 
 def install(session: nox.Session, *what: str) -> None:
     """Install under the constraints, unless the environment has it all from an earlier run."""
@@ -51,7 +54,7 @@ def demo(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Tests and doctests; TOKENCURRIC_PROFILE=dev|ci|nightly sets how many examples a property gets."""
     install(session, "--editable", ".[dev]")
-    session.run("pytest", *session.posargs, env=QUIET)
+    session.run("pytest", *PARALLEL, *session.posargs, env=QUIET)
 
 
 @nox.session
@@ -59,7 +62,16 @@ def nightly(session: nox.Session) -> None:
     """All tests, the slow ones too, with thousands of examples a property."""
     install(session, "--editable", ".[dev]")
     everything = ["-m", "slow or not slow"]
-    session.run("pytest", *everything, *session.posargs, env=QUIET | {"TOKENCURRIC_PROFILE": "nightly"})
+    hours = ["--timeout", "7200"]
+    environment = QUIET | {"TOKENCURRIC_PROFILE": "nightly"}
+    session.run("pytest", *PARALLEL, *everything, *hours, *session.posargs, env=environment)
+
+
+@nox.session
+def mutants(session: nox.Session) -> None:
+    """Change the core in small ways, one at a time: does a test notice? For arguments see tests/testing/mutants.py."""
+    install(session, "--editable", ".[dev]", "cosmic-ray>=8.4")
+    session.run("python", "tests/testing/mutants.py", *session.posargs, env=QUIET | {"TOKENCURRIC_PROFILE": "dev"})
 
 
 @nox.session
@@ -80,7 +92,7 @@ def types(session: nox.Session) -> None:
 @nox.session
 def bench(session: nox.Session) -> None:
     """Timings. The shape checks of the tests are off here: they would be timed too."""
-    install(session, "--editable", ".[hf,testing]", "pytest-benchmark")
+    install(session, "--editable", ".[hf,testing]", "pytest-benchmark", "pytest-timeout")
     session.run("pytest", "benchmarks", "-o", "addopts=--import-mode=importlib", *session.posargs, env=QUIET)
 
 

@@ -15,7 +15,6 @@ import os
 import shutil
 import sys
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +79,7 @@ def conclude(answers: dict[str, Any], data: Data, options: Options) -> None:
         "wall_time": answers["wall_time"],
         "shipped": sorted(set(outcomes) - set(answers["outcomes"])),
         "notes": notes,
-        "settings": {name: str(value) if isinstance(value, Path) else value for name, value in asdict(options).items()},
+        "settings": options.plain(),
     }
     write_json(options.output / "results.json", results)
     report = write_report(options.output)
@@ -105,13 +104,21 @@ def main(arguments: list[str] | None = None) -> None:
             for name in ("answers.json", "metrics.jsonl", "results.json", "kept.png"):
                 (options.output / name).unlink(missing_ok=True)
         options.output.mkdir(parents=True, exist_ok=True)
+    answers = read_json(options.output / "answers.json") if options.resume else {}
+    if answers and (differing := options.differing(answers["settings"])):
+        changed = ", ".join(f"--{name.replace('_', '-')}" for name in differing)
+        raise SystemExit(
+            f"The run in {options.output} began with another {changed}: its stages would not be comparable with those "
+            "that are left. Give the settings it began with, or another --output."
+        )
     processor = AutoProcessor.from_pretrained(options.model)
     with state.main_process_first():
         data = prepare(options, processor, write=state.is_main_process)
 
-    answers = read_json(options.output / "answers.json") if options.resume else {}
-    answers = {"outcomes": {}, "wall_time": {}, "efficiency": []} | answers
+    answers = {"outcomes": {}, "wall_time": {}, "efficiency": [], "settings": options.plain()} | answers
     answers |= {"comparable": comparable(options, data), "torch": torch.__version__}
+    if state.is_main_process:
+        write_json(options.output / "answers.json", answers)
     before = answers["wall_time"].get("total", 0.0)
     for stage in options.stages:
         if stage in answers["outcomes"]:

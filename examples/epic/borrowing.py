@@ -1,7 +1,11 @@
-"""Stages from the results that come with the repository, where they answer the very same question."""
+"""Stages from the results that come with the repository, where they answer the very same question.
+
+They are made by `COMMAND`, and by `python -m examples.epic.borrowing runs/llava_epic` after it.
+"""
 
 import hashlib
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +13,10 @@ import torch
 
 from examples.epic.options import SCENES, Options
 from examples.epic.questions import Data
-from examples.epic.results import Outcomes, read_json
+from examples.epic.results import Outcomes, read_json, write_json
 
 SHIPPED = SCENES / "results"
+BORROWED = ("sft", "direct")
 COMMAND = "python examples/llava_epic.py --stages base,sft,direct,epic"
 
 
@@ -20,7 +25,7 @@ def comparable(options: Options, data: Data) -> dict[str, Any]:
     weights = Path(options.model) / "model.safetensors"
     return {
         "model": hashlib.sha256(weights.read_bytes()).hexdigest() if weights.is_file() else options.model,
-        "questions": data.digest,
+        "data": data.digest,
         "asked": len(data.kinds),
         "scenes": options.scenes,
         "steps": options.steps,
@@ -49,7 +54,7 @@ def borrow(outcomes: Outcomes, options: Options, data: Data) -> tuple[Outcomes, 
     Returns:
         Outcomes with the borrowed stages, lines of metrics of those, and notes that say what was done.
     """
-    missing = [stage for stage in ("sft", "direct") if stage not in outcomes]
+    missing = [stage for stage in BORROWED if stage not in outcomes]
     shipped = read_json(SHIPPED / "answers.json")
     if not missing or not options.embedded or not shipped:
         return outcomes, [], []
@@ -68,3 +73,22 @@ def borrow(outcomes: Outcomes, options: Options, data: Data) -> tuple[Outcomes, 
         f"{shipped['torch']}; training them took {seconds:.0f} s. This run: torch {torch.__version__}."
     )
     return stages, metrics, [note]
+
+
+def ship(run: Path, folder: Path = SHIPPED) -> None:
+    """Keep of a finished run what `borrow` needs: outcomes of the stages, and the curves of those that are borrowed."""
+    answers = read_json(run / "answers.json")
+    kept = {name: answers[name] for name in ("comparable", "torch", "outcomes", "wall_time")}
+    lines = map(json.loads, (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
+    short = [
+        {name: float(f"{value:.5g}") if isinstance(value, float) else value for name, value in line.items()}
+        for line in lines
+        if line["stage"] in BORROWED
+    ]
+    folder.mkdir(exist_ok=True)
+    write_json(folder / "answers.json", kept)
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in short), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    ship(Path(sys.argv[1]))

@@ -1,7 +1,7 @@
 """The command line of `llava_epic.py`."""
 
 import argparse
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +15,19 @@ CURRICULA = ("tcd", "tcd-code", "lcd", "icd")
 # What a run is unless the command line says otherwise: on the embedded scenes, with --smoke, and with --data.
 EMBEDDED = {
     "epochs": None,
-    "steps": 300,
-    "batch": 32,
+    "steps": 520,
+    "batch": 20,
     "accumulate": 1,
     "optimizer": "muon",
-    "lr": 2e-3,
+    "lr": 1.75e-3,
     "warmup": 0.05,
     "schedule": "warmup_stable_decay",
     "train_tower": True,
     "log_every": 1,
     "eval_batch": 25,
     "questions": 1000,
-    "scenes": 4000,
-    "save_every": 200,
+    "scenes": 5000,
+    "save_every": 160,
     "workers": 0,
     "max_length": 512,
 }
@@ -95,6 +95,17 @@ class Options:
     def embedded(self) -> bool:
         """Whether the data are the scenes that come with the repository."""
         return self.data is None
+
+    def plain(self) -> dict[str, Any]:
+        """All settings as JSON knows them, without where things lie on this machine."""
+        values = asdict(self) | {"model": "base" if self.model == str(SCENES / "base") else self.model}
+        del values["output"]
+        return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+
+    def differing(self, settings: dict[str, Any]) -> list[str]:
+        """The options that are not as in the `settings` of an earlier run, apart from those that decide no result."""
+        free = {"stages", "resume", "workers"}
+        return sorted(name for name, value in self.plain().items() if name not in free and settings.get(name) != value)
 
     def make_curriculum(self) -> Curriculum:
         """The curriculum that was asked for, ending at `layer`."""

@@ -20,6 +20,7 @@ from .data import (
     annotated_tiles,
     ask,
     ask_several,
+    describe,
     tile_pictures,
 )
 
@@ -102,12 +103,6 @@ class Writer:
             torch.tensor([row + [padding] * (width - len(row)) for row in rows]),
             torch.tensor([row + [IGNORED] * (width - len(row)) for row in labels]),
         )
-
-
-def describe(tiles: Sequence[Tile], where: str, places: Sequence[int]) -> Question:
-    """Ask for the color and shape of every tile at the places."""
-    answer = " ".join(f"{tiles[place].color} {tiles[place].shape}" for place in places)
-    return Question("describe", f"Describe the {where}.", answer)
 
 
 def caption(tiles: Sequence[Tile], random: Random) -> list[Question]:

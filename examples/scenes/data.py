@@ -128,6 +128,12 @@ def ask(kind: str, tiles: Sequence[Tile], random: Random) -> Question:
     raise ValueError(f"ask needs one of the kinds {', '.join(KINDS)}; got kind={kind!r}.")
 
 
+def describe(tiles: Sequence[Tile], where: str, places: Sequence[int]) -> Question:
+    """Ask for the color and shape of every tile at the places."""
+    answer = " ".join(f"{tiles[place].color} {tiles[place].shape}" for place in places)
+    return Question("describe", f"Describe the {where}.", answer)
+
+
 def draw_scene(split: Split, random: Random) -> tuple[Tile, ...]:
     """Nine tiles of the split in reading order."""
     return tuple(random.choice(annotated_tiles(split)) for _ in range(9))
@@ -158,6 +164,7 @@ def write_scenes(
     questions: int,
     seed: int = 0,
     kinds: Mapping[str, float] = KINDS,
+    described: bool = False,
 ) -> Path:
     """Write scenes as PNG files and their questions as LLaVA conversations.
 
@@ -172,6 +179,8 @@ def write_scenes(
         questions: how many different questions about each.
         seed: the same seed writes the same files.
         kinds: how often each kind of question is asked.
+        described: whether a train conversation ends with one more turn, which describes all tiles in reading order.
+            It comes last, as the questions could be answered from it without the picture.
 
     Returns:
         The path of the JSON file; its "image" entries are relative to `folder / "images"`.
@@ -185,7 +194,8 @@ def write_scenes(
         image = f"{split}-{number:05d}.png"
         draw(tiles, split).save(folder / "images" / image)
         asked = ask_several(tiles, questions, random, kinds=kinds)
-        conversations = [asked] if split == "train" else [[question] for question in asked]
+        description = [describe(tiles, "picture", range(9))] if described else []
+        conversations = [asked + description] if split == "train" else [[question] for question in asked]
         rows += [
             {
                 "id": f"{split}-{number:05d}-{part}",

@@ -1,5 +1,6 @@
 """What each of several processes does in a test of distributed training; they import it anew."""
 
+import gc
 from datetime import timedelta
 
 import torch
@@ -64,6 +65,15 @@ def work(rank, folder, family, case):
     meeting = f"file://{folder}/meeting"
     limit = timedelta(seconds=60)
     distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2, timeout=limit)
+    train(rank, folder, family, case)
+    # Nobody may leave while the other still reads from it; and what holds the group (DDP) must be gone before the
+    # group is, or the group ends with the interpreter's lock held and its threads, which want the lock, never join.
+    gc.collect()
+    distributed.barrier()
+    distributed.destroy_process_group()
+
+
+def train(rank, folder, family, case):
     inputs = whole_batch(family, ROWS[case])
     num_items = int((inputs["labels"][:, 1:] != -100).sum())
     own, model, objective = share(inputs, ROWS[case], rank), model_to_train(family), epic()
@@ -75,4 +85,3 @@ def work(rank, folder, family, case):
         # DDP takes the mean over ranks, of losses that are each divided by the whole batch's tokens.
         grads = {name: 2 * each.grad for name, each in model.named_parameters() if each.grad is not None}
         torch.save(grads, f"{folder}/gradients.pt")
-    distributed.destroy_process_group()

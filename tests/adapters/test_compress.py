@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from tests.adapters.tiny import DEPTH, LAYOUTS, RAGGED, Recording, hidden_keys, tiny_batch, tiny_llava
+from tests.adapters.tiny import DEPTH, LAYOUTS, RAGGED, tiny_batch, tiny_llava
 from tokencurric import DART, FastV, Random, Uniform, compress
 from tokencurric.errors import RangeError, UnsupportedModelError
+from tokencurric.testing.models import Recording, hidden
 
 COMPRESSORS = [Random(), Uniform(), FastV(), DART()]
 
@@ -18,7 +19,7 @@ def model(request):
 def oracle(model, batch, recording, layer):
     real = batch["attention_mask"].bool()
     dropped = recording.dropped(*batch["input_ids"].shape)
-    with hidden_keys(model, dropped, real, layer):
+    with hidden(model, dropped, layer):
         logits = model(**batch).logits
     return logits, real & ~dropped
 

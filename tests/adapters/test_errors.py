@@ -7,7 +7,7 @@ from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 from tests.adapters.fingerprint import Unchanged
-from tests.adapters.tiny import DEPTH, LAYOUTS, RAGGED, Recording, tiny_batch, tiny_llava
+from tests.adapters.tiny import DEPTH, LAYOUTS, RAGGED, tiny_batch, tiny_llava
 from tests.adapters.zoo import TEXT, tiny_model
 from tokencurric import DART, EPIC, FastV, Random, Uniform, compress, tcd
 from tokencurric.adapters import find_parts
@@ -25,6 +25,7 @@ from tokencurric.errors import (
     StateError,
     UnsupportedModelError,
 )
+from tokencurric.testing.models import Recording
 
 
 @pytest.fixture(scope="module")

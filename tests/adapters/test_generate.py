@@ -4,8 +4,9 @@ import pytest
 import torch
 from transformers import DynamicCache, StaticCache
 
-from tests.adapters.tiny import IMAGE, LAYOUTS, RAGGED, Recording, hidden_keys, tiny_batch, tiny_llava
+from tests.adapters.tiny import IMAGE, LAYOUTS, RAGGED, tiny_batch, tiny_llava
 from tokencurric import DART, FastV, Random, StateError, Uniform, compress
+from tokencurric.testing.models import Recording, hidden
 
 NEW = 5
 ARGUMENTS = {
@@ -31,7 +32,7 @@ def recomputed(model, batch, recording, layer, sequences):
         more = ids.new_ones(len(ids), step)
         mask = torch.cat((batch["attention_mask"], more), 1)
         gone = torch.cat((dropped, more.bool() & False), 1)
-        with hidden_keys(model, gone, mask.bool(), layer):
+        with hidden(model, gone, layer):
             logits = model(**{**batch, "input_ids": ids, "attention_mask": mask}).logits
         logits[..., IMAGE] = -torch.inf
         scores.append(logits[:, -1])
@@ -101,7 +102,7 @@ def test_a_conversation_goes_on_in_the_same_cache(model):
             model(input_ids=batch["input_ids"], pixel_values=batch["pixel_values"], past_key_values=cache)
     ids = torch.cat((batch["input_ids"], more), 1)
     dropped = torch.nn.functional.pad(recording.dropped(*batch["input_ids"].shape), (0, 4))
-    with hidden_keys(model, dropped, mask.bool(), 2):
+    with hidden(model, dropped, 2):
         full = model(**{**batch, "input_ids": ids, "attention_mask": mask}).logits[:, -4:]
     torch.testing.assert_close(later, full, rtol=1e-4, atol=1e-4)
 

@@ -4,10 +4,9 @@ import pytest
 import torch
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, StaticCache
 
-from tests.adapters.oracle import error, lengthened, masking, recomputed
-from tests.adapters.tiny import Recording
 from tests.adapters.zoo import BEGIN, END, IMAGE, LAYOUTS, TEXT, VIDEO, tiny_inputs, tiny_model
 from tokencurric import FastV, Random, compress
+from tokencurric.testing.models import Recording, apart, hidden, lengthen, recomputed
 
 TOLERANCE, MOVES, LAYER, KEEP = 1e-4, 1e-2, 2, 5
 SETTINGS = {
@@ -46,9 +45,9 @@ def two_rows(family):
 @torch.no_grad()
 def check(model, inputs, dropped, out):
     logits, again = torch.stack(out.logits), recomputed(model, inputs, dropped, LAYER, out.sequences)
-    assert error(logits, again) < TOLERANCE
+    assert apart(logits, again) < TOLERANCE
     plain = recomputed(model, inputs, torch.zeros_like(dropped), LAYER, out.sequences)
-    assert error(plain[1:], again[1:]) > MOVES, "control"
+    assert apart(plain[1:], again[1:]) > MOVES, "control"
 
 
 # Llama 4 itself fails to repeat pictures.
@@ -81,8 +80,8 @@ def test_beams(family, compressor):
         logits = recomputed(model, many, gone, LAYER, out.sequences)
         new = out.sequences[:, width:].T[..., None]
         scores.append(logits.log_softmax(-1).gather(2, new).mean(0)[:, 0])
-    assert error(out.sequences_scores, scores[0]) < TOLERANCE
-    assert error(out.sequences_scores, scores[1]) > MOVES, "control"
+    assert apart(out.sequences_scores, scores[0]) < TOLERANCE
+    assert apart(out.sequences_scores, scores[1]) > MOVES, "control"
 
 
 @pytest.mark.parametrize("family", kinds("gemma3", "llama4", "qwen3_vl"))
@@ -143,15 +142,15 @@ def test_turns_of_a_conversation(family):
         model.generate(**inputs, max_new_tokens=1, past_key_values=cache)  # fills the cache with the prompt
         later = []
         for end in (prompt + 4, prompt + 8):
-            mask = lengthened(inputs, said[:, :end], new_type=0)["attention_mask"]
+            mask = lengthen(inputs, said[:, :end])["attention_mask"]
             places = (mask.cumsum(1) - 1)[:, -4:]
             turn = {"input_ids": said[:, end - 4 : end], "attention_mask": mask, "position_ids": places}
             later.append(model(**turn, past_key_values=cache).logits)
     dropped = torch.nn.functional.pad(recording.dropped(2, prompt), (0, 8))
-    longer = lengthened(inputs, said, new_type=0)
+    longer = lengthen(inputs, said)
     longer["position_ids"] = (longer["attention_mask"].cumsum(1) - 1).clamp(min=0)  # as generate counts them
-    with masking(model, dropped, LAYER):
+    with hidden(model, dropped, LAYER):
         full = model(**longer).logits[:, -8:]
     plain = model(**longer).logits[:, -8:]
-    assert error(torch.cat(later, 1), full) < TOLERANCE
-    assert error(plain, full) > MOVES, "control"
+    assert apart(torch.cat(later, 1), full) < TOLERANCE
+    assert apart(plain, full) > MOVES, "control"

@@ -1,6 +1,7 @@
 """compress() and EPIC on wrapped models: PEFT, DDP, accelerate's hooks, low precision, torch.compile."""
 
 import copy
+import time
 
 import accelerate
 import pytest
@@ -11,11 +12,11 @@ from torch import multiprocessing
 
 from tests.adapters import ranks
 from tests.adapters.fingerprint import Unchanged
-from tests.adapters.oracle import error, masking
-from tests.adapters.tiny import DEPTH, IMAGE, RAGGED, Recording, tiny_batch, tiny_llava
+from tests.adapters.tiny import DEPTH, IMAGE, RAGGED, tiny_batch, tiny_llava
 from tests.adapters.zoo import tiny_inputs, tiny_model
 from tokencurric import DART, EPIC, FastV, Random, Uniform, compress, tcd
 from tokencurric.curriculum import constant
+from tokencurric.testing.models import Recording, apart, hidden
 
 GREEDY = {
     "max_new_tokens": 4,
@@ -51,7 +52,7 @@ def test_lora_equals_its_merged_model():
     base = compressed(tiny_llava(), batch)
     torch.testing.assert_close(prefill, merged[0], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(generated, merged[1], rtol=1e-4, atol=1e-4)
-    assert error(base[0], prefill) > 1e-2, "control"
+    assert apart(base[0], prefill) > 1e-2, "control"
 
 
 def test_epic_trains_lora_alone():
@@ -73,6 +74,16 @@ def test_epic_trains_lora_alone():
 # DDP
 
 
+def finish(context, seconds=120):
+    """As `context.join()`, but ranks that hang fail the test."""
+    end = time.monotonic() + seconds
+    while not context.join(timeout=5):
+        if time.monotonic() > end:
+            for process in context.processes:
+                process.kill()
+            pytest.fail(f"the ranks did not end within {seconds} s")
+
+
 @pytest.mark.parametrize(
     ("family", "case"),
     [
@@ -86,8 +97,7 @@ def test_two_ranks_equal_one_process(tmp_path, family, case):
     model, objective = ranks.model_to_train(family), ranks.epic()
     inputs = ranks.whole_batch(family, ranks.ROWS[case])
     ranks.gradients(model, objective, inputs, int((inputs["labels"][:, 1:] != -100).sum()))
-    while not context.join(timeout=90):
-        pass
+    finish(context)
     theirs = torch.load(tmp_path / "gradients.pt")
     ours = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
     assert ours.keys() == theirs.keys()
@@ -96,7 +106,7 @@ def test_two_ranks_equal_one_process(tmp_path, family, case):
         torch.testing.assert_close(theirs[name], ours[name])
     alone, half = ranks.model_to_train(family), ranks.share(inputs, ranks.ROWS[case], 0)
     ranks.gradients(alone, ranks.epic(), half, 2 * int((half["labels"][:, 1:] != -100).sum()))
-    assert any(error(weight.grad, ours[name]) > 1e-2 for name, weight in alone.named_parameters() if name in ours)
+    assert any(apart(weight.grad, ours[name]) > 1e-2 for name, weight in alone.named_parameters() if name in ours)
 
 
 # accelerate
@@ -121,7 +131,7 @@ def test_weights_that_come_and_go():
     ours = compressed(model, batch, DART())
     assert torch.equal(ours[0], expected[0])
     assert torch.equal(ours[1], expected[1])
-    assert error(plain, ours[0]) > 1e-2, "control"
+    assert apart(plain, ours[0]) > 1e-2, "control"
 
 
 # Precision
@@ -139,12 +149,12 @@ def test_low_precision(family, dtype, attention):
         short = model(**inputs).logits
         tokens = model.generate(**inputs, max_new_tokens=3, do_sample=False)
     dropped = recording.dropped(*inputs["input_ids"].shape)
-    with masking(model, dropped, 2):
+    with hidden(model, dropped, 2):
         full = model(**inputs).logits
     kept = inputs["attention_mask"].bool() & ~dropped
     assert short.dtype == dtype
-    assert error(short[kept], full[kept]) < 0.03
-    assert error(plain[kept], full[kept]) > 0.1, "control"
+    assert apart(short[kept], full[kept]) < 0.03
+    assert apart(plain[kept], full[kept]) > 0.1, "control"
     assert tokens.shape[1] == inputs["input_ids"].shape[1] + 3
 
 

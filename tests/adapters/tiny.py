@@ -1,7 +1,5 @@
 """Small random models and batches to hold the adapters against."""
 
-from contextlib import contextmanager
-
 import torch
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
@@ -45,6 +43,10 @@ def tiny_llava(*, attention="sdpa", depth=DEPTH, dtype=torch.float32, seed=0, **
                 parameter.normal_(0, 1.0 / parameter.shape[-1] ** 0.5)
     model.generation_config.pad_token_id = 0
     model.generation_config.eos_token_id = None
+    batch = tiny_batch(ONE)
+    batch["pixel_values"] = batch["pixel_values"].to(dtype)
+    with torch.no_grad():
+        model(**batch)  # transformers notes things at a module's first call, which compression did not do
     return model
 
 
@@ -83,47 +85,3 @@ def tiny_batch(rows=RAGGED, *, padding="left", seed=1, answers=0):
     if answers:
         batch["labels"] = torch.tensor([pad([-100] * (len(ids) - answers) + ids[-answers:], -100) for ids in sequences])
     return batch
-
-
-@contextmanager
-def hidden_keys(model, dropped, real, layer):
-    """The oracle: layers from `layer` on run at full length with dropped tokens hidden as keys from all others."""
-    length = dropped.shape[1]
-    causal = torch.ones(length, length, dtype=torch.bool).tril()
-    sees = causal & (real & ~dropped)[:, None, None, :] | torch.eye(length, dtype=torch.bool)
-    decoder = model.get_decoder()
-    if decoder.config._attn_implementation == "eager":
-        dtype = next(model.parameters()).dtype
-        sees = torch.zeros(sees.shape, dtype=dtype).masked_fill(~sees, torch.finfo(dtype).min)
-
-    def replace(module, args, kwargs):
-        return args, {**kwargs, "attention_mask": sees}
-
-    handles = [each.register_forward_pre_hook(replace, with_kwargs=True) for each in decoder.layers[layer:]]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-class Recording:
-    """A compressor that remembers what it was shown and what it answered."""
-
-    def __init__(self, inner):
-        self.inner, self.needs, self.tags = inner, inner.needs, inner.tags
-        self.calls = []
-
-    def __call__(self, view, keep, *, seed=0):
-        mask = self.inner(view, keep, seed=seed)
-        self.calls.append((view, mask))
-        return mask
-
-    def dropped(self, batch, length):
-        """The dropped positions of the last call, on the full sequence."""
-        view, mask = self.calls[-1]
-        dropped = torch.zeros(batch, length, dtype=torch.bool)
-        rows = torch.arange(batch)[:, None].expand_as(mask)
-        gone = view.valid & ~mask
-        dropped[rows[gone], view.positions[gone]] = True
-        return dropped

@@ -16,6 +16,9 @@ from examples.epic.results import read_json, replace_stages, tabulate, write_jso
 from examples.epic.training import make_objective
 from tokencurric.curriculum import DeepToShallow
 
+# All in one process of a parallel run, which then makes the runs below once.
+pytestmark = pytest.mark.xdist_group("example")
+
 ROOT = Path(__file__).parents[2]
 KEPT = ["144", "64", "32", "16"]
 
@@ -90,6 +93,15 @@ def test_a_finished_run_is_resumed_by_writing_the_report_again(finished):
     assert json.loads((folder / "results.json").read_text())["accuracy"] == before["accuracy"]
 
 
+def test_a_run_is_not_resumed_with_other_settings(finished):
+    folder, _ = finished
+    before = (folder / "results.json").read_text()
+    with pytest.raises(subprocess.CalledProcessError) as refused:
+        run("--output", folder, "--stages", "epic", "--curriculum", "lcd", "--weight", "0.4", "--resume")
+    assert "began with another --curriculum, --weight" in refused.value.stderr
+    assert (folder / "results.json").read_text() == before
+
+
 def test_tables_follow_from_the_outcomes():
     full = {"144": "1111", "16": "1100"}
     base = {"random": full, "blind": {"0": "1000"}}
@@ -141,8 +153,8 @@ def test_what_is_shipped_is_the_default_command():
     """Otherwise the default run would show neither sft nor direct."""
     shipped = read_json(borrowing.SHIPPED / "answers.json")["comparable"]
     now = borrowing.comparable(parse_options([]), Data(None, None, [], [], dict.fromkeys(range(1000), ""), ""))
-    assert {name: value for name, value in now.items() if name != "questions"} == {
-        name: value for name, value in shipped.items() if name != "questions"
+    assert {name: value for name, value in now.items() if name != "data"} == {
+        name: value for name, value in shipped.items() if name != "data"
     }
 
 

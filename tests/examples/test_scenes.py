@@ -111,6 +111,16 @@ def test_the_same_seed_writes_the_same_files(tmp_path):
     assert all([turn["value"].count("<image>") for turn in row["conversations"]] == [1] + [0] * 9 for row in rows)
 
 
+def test_a_description_names_all_tiles_in_the_last_turn(tmp_path):
+    path = data.write_scenes(tmp_path, split="train", scenes=2, questions=3, described=True)
+    for row in json.loads(path.read_text()):
+        assert row["kind"][-1] == "describe"
+        assert row["conversations"][-2]["value"] == "Describe the picture."
+        names = [name for tile in row["tiles"] for name in (tile["color"], tile["shape"])]
+        assert row["conversations"][-1]["value"].split() == names
+        assert not any("Describe" in turn["value"] for turn in row["conversations"][:-2])
+
+
 def test_test_rows_hold_one_question_each(test_rows):
     images, rows = test_rows
     assert len(rows) == 100

@@ -62,7 +62,6 @@ class TiesComeAlong(Right):
     """Everything that scores as high as the last survivor survives too."""
 
     caught_by = "keeps_the_budget"
-    also = frozenset({"ranks_nan_last"})
 
     def answer(self, view, keep, seed):
         kept = super().answer(view, keep, seed)
@@ -82,7 +81,6 @@ class RoundsItsBudget(Right):
     """An even number of tokens, also where all may stay."""
 
     caught_by = "keeps_all_when_allowed"
-    also = frozenset({"takes_a_budget_a_row"})
     tags = Tags(exact=False)
 
     def answer(self, view, keep, seed):
@@ -106,7 +104,6 @@ class ChangesItsMind(Right):
     """The most attended for even budgets, the least attended for odd ones."""
 
     caught_by = "nests"
-    also = frozenset({"ranks_nan_last"})
 
     def answer(self, view, keep, seed):
         count = row_budget(keep, view.mask)
@@ -118,6 +115,7 @@ class AveragesOverTheBatch(Right):
     """How far from the mean of the batch, where it should be that of the row."""
 
     caught_by = "answers_each_row_alone"
+    also = frozenset({"follows_a_permutation"})  # two tokens are equally far from their mean, but for rounding
 
     def scores(self, view, seed):
         attention = self.attention(view)
@@ -205,7 +203,6 @@ class ScoresInHalfPrecision(Right):
 
 class LastOfEqualsWins(Right):
     caught_by = "breaks_ties_by_position"
-    also = frozenset({"ranks_nan_last"})
 
     def answer(self, view, keep, seed):
         count = row_budget(keep, view.mask)

@@ -26,6 +26,7 @@ from tokencurric.testing import (
     parametrize_with_checks,
 )
 from tokencurric.testing.cases import KINDS, Case, RowSpec
+from tokencurric.testing.check import name_of
 from tokencurric.testing.laws.cost import work
 from tokencurric.testing.packing import SIGNALS
 from tokencurric.testing.plain import as_compressor
@@ -296,3 +297,14 @@ def test_without_hypothesis_the_kit_says_what_to_install():
     )
     assert "MissingDependencyError tokencurric.testing needs the package hypothesis" in done.stdout
     assert "pip install 'tokencurric[testing]'" in done.stdout
+
+
+def test_names_hold_no_addresses():
+    """Or the workers of pytest-xdist would collect different tests."""
+
+    class Nameless:
+        pass
+
+    assert name_of(partial(longest, power=1.0)) == "longest(power=1.0)"
+    assert name_of(partial(partial(longest, 2), power=1.0)) == "longest(2, power=1.0)"
+    assert name_of(Nameless()).endswith("Nameless object>")

@@ -1,7 +1,9 @@
 """A check: one law, the cases it is tried on, and what is said when it breaks."""
 
 import copy
+import functools
 import inspect
+import re
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -117,8 +119,16 @@ class Check:
 
 
 def name_of(subject: Any) -> str:
-    """What a report calls the subject: a function's name, or else its `repr`."""
-    return subject.__name__ if inspect.isfunction(subject) else repr(subject)
+    """What a report calls the subject: a function's name, or else its `repr`.
+
+    Without addresses: processes that share a test run have to give a test the same name.
+    """
+    if inspect.isfunction(subject):
+        return subject.__name__
+    if isinstance(subject, functools.partial):
+        given = [*map(repr, subject.args), *(f"{name}={value!r}" for name, value in subject.keywords.items())]
+        return f"{name_of(subject.func)}({', '.join(given)})"
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(subject))
 
 
 def fresh(subject: Any) -> Any:

@@ -6,7 +6,7 @@ from typing import Any
 
 from tokencurric.errors import RangeError
 from tokencurric.testing.check import Check, LawError, name_of
-from tokencurric.testing.subjects import compressor_checks, divergence_checks, schedule_checks
+from tokencurric.testing.subjects import compressor_checks, divergence_checks, model_checks, schedule_checks
 
 
 @dataclass(frozen=True, repr=False)
@@ -84,6 +84,35 @@ def check_divergence(
     return check_all(divergence, divergence_checks(), expected_failed_checks, examples)
 
 
+def check_model(
+    model: Any,
+    inputs: Mapping[str, Any],
+    *,
+    expected_failed_checks: Mapping[str, str] | None = None,
+    examples: int | None = None,
+    **more: Any,
+) -> Report:
+    """Hold `compress` to its laws on a model of yours. Needs the extra `hf`.
+
+    Args:
+        model: of transformers, in evaluation mode. inputs: a batch as its processor makes it, without labels.
+        expected_failed_checks, examples: as for `check_compressor`. more: as for `Prompted`.
+
+    Returns:
+        A report that says what was checked.
+
+    Raises:
+        LawError: as for `check_compressor`. UnsupportedModelError: `compress` refuses the model.
+
+    Example:
+        >>> from tokencurric.testing import check_model
+        >>> check_model(model, inputs)  # doctest: +SKIP
+    """
+    from tokencurric.testing.models import Prompted
+
+    return check_all(Prompted(model, inputs, **more), model_checks(), expected_failed_checks, examples)
+
+
 def check_all(
     subject: Any, checks: Iterable[Check], expected: Mapping[str, str] | None = None, examples: int | None = None
 ) -> Report:
@@ -120,14 +149,11 @@ def parametrize_with_checks(
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Make a pytest test of each pair of a subject and a law that it claims.
 
-    The test takes `subject` and `check`, and calls one with the other:
-
-        @parametrize_with_checks([Mine(), partial(function, alpha=0.3)])
-        def test_mine(subject, check):
-            check(subject)
+    The test takes `subject` and `check`, and calls one with the other.
 
     Args:
-        subjects: compressors, or plain callables (tokens, keep). checks: others than `compressor_checks()`.
+        subjects: compressors, or plain callables (tokens, keep), also partials of either.
+        checks: others than `compressor_checks()`.
         expected_failed_checks: names of checks that must fail for each subject that claims them, with the reason.
 
     Raises:

@@ -1,4 +1,4 @@
-"""All checks of a compressor, a schedule and a divergence."""
+"""All checks of a compressor, a schedule, a divergence and a compressed model."""
 
 from types import ModuleType
 
@@ -55,3 +55,15 @@ def divergence_checks() -> tuple[Check, ...]:
         ...     check(forward_kl, examples=5)
     """
     return _of(divergences)
+
+
+def model_checks() -> tuple[Check, ...]:
+    """The laws of compression inside a model; their subject is a `Prompted`. Needs the extra `hf`.
+
+    Example:
+        >>> [check.name for check in model_checks()][:2]
+        ['equals_the_masked_model', 'generates_what_a_recompute_gives']
+    """
+    from tokencurric.testing.laws import models
+
+    return _of(models)

@@ -20,6 +20,9 @@ from tokencurric.view import VisualView
 # Enough tokens for two draws to differ almost surely.
 MANY: dict[str, Any] = {"kinds": ("normal",), "least": 2, "partial": True, "dtypes": False, "keyed": True}
 
+# All values, but a budget that is no edge case: that has checks of its own.
+ANYTHING: dict[str, Any] = {"least": 2, "partial": True, "dtypes": False}
+
 
 @compressor_law("The same question gets the same answer, whatever the process has drawn meanwhile.", **MANY)
 def repeats_itself(subject: Compressor, case: Case) -> None:
@@ -65,7 +68,7 @@ def draws_anew(subject: Compressor, case: Case) -> None:
             raise Broken(f"It is tagged deterministic=False; for {what} = 0 to 19 it keeps {answers[0]} every time.")
 
 
-@compressor_law("A call leaves the process as it was: random state, grad mode, default dtype.", dtypes=False)
+@compressor_law("A call leaves the process as it was: random state, grad mode, default dtype.", **ANYTHING)
 def leaves_the_process_alone(subject: Compressor, case: Case) -> None:
     """Nothing global."""
     asked = question(subject, case)
@@ -114,7 +117,7 @@ def forgets(subject: Compressor, case: Case) -> None:
             raise Broken(f"At first it keeps {new}; after another call, the same question gets {again}.")
 
 
-@compressor_law("What is passed in is not written to.", dtypes=False)
+@compressor_law("What is passed in is not written to.", **ANYTHING)
 def leaves_its_inputs_alone(subject: Compressor, case: Case) -> None:
     """Values, versions and flags of every tensor of the view, and of the budget."""
     asked = question(subject, case)
@@ -144,6 +147,7 @@ def _equal(now: Tensor, before: Tensor) -> bool:
     kinds=("normal",),
     dtypes=False,
     least=2,
+    partial=True,
 )
 def saves_nothing_for_backward(subject: Compressor, case: Case) -> None:
     """With inputs that require a gradient, as hidden states do in training."""

@@ -1,0 +1,288 @@
+"""A training step of EPIC beside plain fine-tuning, beside the published code's two passes, and beside the limit.
+
+    python benchmarks/training_step.py [--json FILE] [--quick]
+
+All ways train the same model on the same batch, forward and backward, in turn. A curriculum changes its step from the
+first to the last, so stages are taken evenly from all of it and their medians are added up. The ratios to read:
+`tcd_vs_sft`, `lcd_vs_sft` (plain fine-tuning as transformers does it), `tcd_vs_two_pass`, `lcd_vs_two_pass` (a whole
+forward each for teacher and student, logits of every position that is left). Each comes with `..._limit`, the same
+ratio in floating-point operations, from the closed form in `docs/performance.md`.
+
+The model has the proportions of LLaVA-1.5-7B: 576 visual and 100 text tokens, of which 80 are supervised, compression
+from layer 2 of 32 on at the end, a frozen tower of about 4% of a forward, an output head of about 0.65 of a layer a
+position. It is narrower, so attention weighs more in it; the limits are those of the model that is run.
+"""
+
+import argparse
+import json
+import platform
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+
+from benchmarks.timing import Timing, side_by_side
+from tokencurric import EPIC, Random, compress, keep_count, lcd, tcd
+from tokencurric.curriculum import Stage
+from tokencurric.testing.models import Recording
+
+IMAGE = 10
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of the model and of a row of the batch."""
+
+    layers: int = 32
+    width: int = 512
+    heads: int = 8
+    inner: int = 1376  # 11008 / 4096 of the width
+    vocabulary: int = 4016  # makes the head 0.65 of a layer a position
+    tower_layers: int = 6
+    tower_width: int = 256
+    side: int = 24  # patches
+    text: int = 100
+    supervised: int = 80
+    batch: int = 1
+
+    @property
+    def visual(self) -> int:
+        """Visual tokens of a row."""
+        return self.side**2
+
+
+QUICK = Shape(layers=4, width=64, heads=2, inner=172, vocabulary=502, tower_layers=1, tower_width=32, side=8)
+
+
+def make_model(shape: Shape) -> Any:
+    """A LLaVA of random weights, ready to train as LLaVA is: all but the vision tower."""
+    torch.manual_seed(0)
+    config = LlavaConfig(
+        vision_config=CLIPVisionConfig(
+            hidden_size=shape.tower_width,
+            intermediate_size=4 * shape.tower_width,
+            num_hidden_layers=shape.tower_layers,
+            num_attention_heads=shape.tower_width // 32,
+            image_size=14 * shape.side,
+            patch_size=14,
+        ),
+        text_config=LlamaConfig(
+            vocab_size=shape.vocabulary,
+            hidden_size=shape.width,
+            intermediate_size=shape.inner,
+            num_hidden_layers=shape.layers,
+            num_attention_heads=shape.heads,
+            num_key_value_heads=shape.heads,
+            max_position_embeddings=2048,
+            pad_token_id=0,
+        ),
+        image_token_index=IMAGE,
+        image_seq_length=shape.visual,
+    )
+    model: Any = LlavaForConditionalGeneration._from_config(config, attn_implementation="sdpa").train()
+    model.model.vision_tower.requires_grad_(False)
+    return model
+
+
+def make_batch(shape: Shape) -> dict[str, Tensor]:
+    """A picture, a question, and an answer of `supervised` tokens, a row."""
+    g = torch.Generator().manual_seed(1)
+    text = torch.randint(IMAGE + 1, shape.vocabulary, (shape.batch, shape.text), generator=g)
+    question = shape.text - shape.supervised
+    picture = torch.full((shape.batch, shape.visual), IMAGE)
+    ids = torch.cat((text[:, : question // 2], picture, text[:, question // 2 :]), 1)
+    labels = ids.clone()
+    labels[:, : -shape.supervised] = -100
+    return {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "labels": labels,
+        "pixel_values": torch.randn(shape.batch, 3, 14 * shape.side, 14 * shape.side, generator=g),
+    }
+
+
+# The ways to make a step. Each leaves gradients and returns the loss.
+
+
+def fine_tuning(model: Any, batch: dict[str, Tensor]) -> float:
+    """As transformers does it: labels to the model."""
+    model.zero_grad()
+    loss = model(**batch, use_cache=False).loss
+    loss.backward()
+    return float(loss.detach())
+
+
+def in_one_pass(model: Any, batch: dict[str, Tensor], objective: EPIC, step: int, total: int) -> float:
+    """Ours."""
+    model.zero_grad()
+    loss = objective(model, batch | {"row_key": torch.arange(len(batch["input_ids"]))}, step, total).loss
+    loss.backward()
+    return float(loss.detach())
+
+
+def in_two_passes(model: Any, batch: dict[str, Tensor], compressor: Any, stage: Stage, weight: float) -> float:
+    """Teacher and student each from the picture on, with logits of every position that is left, in float32."""
+    model.zero_grad()
+    inputs = {name: value for name, value in batch.items() if name != "labels"}
+    targets = torch.nn.functional.pad(batch["labels"][:, 1:], (0, 1), value=-100)
+    keys = torch.arange(len(targets))
+
+    def logits(ratio: float) -> tuple[Tensor, Tensor]:
+        recording = Recording(compressor)
+        settings = {"layer": stage.layer, "seed": stage.seed, "row_key": keys}
+        with compress(model, recording, ratio=ratio, **settings):
+            hidden = model.model(**inputs, use_cache=False).last_hidden_state
+        left = torch.ones_like(targets, dtype=torch.bool)
+        if recording.calls:
+            left = ~recording.dropped(*targets.shape)
+        counted = targets[left] != -100
+        return model.lm_head(hidden[left]).float(), counted
+
+    loss, distils = 0.0, stage.distils and weight > 0
+    if distils:
+        with torch.no_grad():
+            taught, counted = logits(stage.teacher)
+            teacher = taught[counted].log_softmax(-1)
+    ours, counted = logits(stage.student)
+    supervised = functional.cross_entropy(ours[counted], targets[targets != -100])
+    if not stage.compresses:
+        loss = supervised
+    else:
+        loss = (1 - weight) * supervised
+        if distils:
+            student = ours[counted].log_softmax(-1)
+            loss = loss + weight * functional.kl_div(student, teacher, log_target=True, reduction="batchmean")
+    loss.backward()
+    return float(loss.detach())
+
+
+# The closed form: floating-point operations of a step of a row.
+
+
+def layer_cost(shape: Shape, tokens: int) -> float:
+    """A forward of one decoder layer."""
+    weights = 4 * shape.width**2 + 3 * shape.width * shape.inner
+    return 2 * tokens * weights + 4 * tokens**2 * shape.width
+
+
+def tower_cost(shape: Shape) -> float:
+    """A forward of the vision tower."""
+    tokens = shape.visual + 1
+    weights = 12 * shape.tower_width**2
+    return shape.tower_layers * (2 * tokens * weights + 4 * tokens**2 * shape.tower_width)
+
+
+def trained_cost(shape: Shape, *, below: int, tokens: int, head: int, projected: bool = True) -> float:
+    """A forward of all that is trained: projector, `below` layers at full length, the rest on `tokens`, the head."""
+    projector = 2 * shape.visual * (shape.tower_width * shape.width + shape.width**2)
+    return (
+        projector * projected
+        + below * layer_cost(shape, shape.visual + shape.text)
+        + (shape.layers - below) * layer_cost(shape, tokens)
+        + 2 * head * shape.width * shape.vocabulary
+    )
+
+
+def costs(shape: Shape, stage: Stage) -> dict[str, float]:
+    """What each way computes in a step; a backward costs two forwards."""
+    full = shape.visual + shape.text
+    below = stage.layer if stage.compresses else shape.layers
+    student = keep_count(shape.visual, stage.student) + shape.text
+    teacher = keep_count(shape.visual, stage.teacher) + shape.text
+    tower = tower_cost(shape)
+    ours = tower + 3 * trained_cost(shape, below=below, tokens=student, head=shape.supervised)
+    two = tower + 3 * trained_cost(shape, below=below, tokens=student, head=student)
+    if stage.distils:
+        upper = (shape.layers - below) * layer_cost(shape, teacher)
+        ours += upper + 2 * shape.supervised * shape.width * shape.vocabulary
+        two += tower + trained_cost(shape, below=below, tokens=teacher, head=teacher)
+    return {
+        "sft": tower + 3 * trained_cost(shape, below=shape.layers, tokens=full, head=full),
+        "ours": ours,
+        "two_pass": two,
+    }
+
+
+def time_stage(
+    model: Any, batch: dict[str, Tensor], objective: EPIC, step: int, total: int, *, rounds: int
+) -> dict[str, Timing]:
+    """All ways in one stage, after a look at whether they compute the same."""
+    layers = len(model.model.language_model.layers)
+    stage = objective.curriculum.at(step, total, seed=0, layers=layers)
+
+    def one_pass() -> float:
+        loss = in_one_pass(model, batch, objective, step, total)
+        objective.detach()  # fine-tuning and the two passes run without our hooks
+        return loss
+
+    def two_passes() -> float:
+        return in_two_passes(model, batch, objective.compressor, stage, objective.weight)
+
+    ours, theirs = one_pass(), two_passes()
+    if abs(ours - theirs) > 1e-3 * abs(theirs):
+        raise SystemExit(f"{stage}: the losses are {ours} and {theirs}, so the times would mean nothing")
+    return side_by_side(
+        {"sft": lambda: fine_tuning(model, batch), "ours": one_pass, "two_pass": two_passes}, rounds=rounds, warm_up=0
+    )
+
+
+def measure(shape: Shape, *, stages: int, rounds: int, weight: float = 0.7) -> dict[str, Any]:
+    """All ratios, with their limits."""
+    model, batch = make_model(shape), make_batch(shape)
+    figures: dict[str, Any] = {}
+    for name, curriculum in (("tcd", tcd()), ("lcd", lcd())):
+        objective = EPIC(Random(), curriculum, weight=weight)
+        seconds: dict[str, list[Timing]] = {"sft": [], "ours": [], "two_pass": []}
+        limit = dict.fromkeys(seconds, 0.0)
+        for number in range(stages):  # each from the middle of its part of the curriculum
+            step, total = 2 * number + 1, 2 * stages
+            stage = curriculum.at(step, total, seed=0, layers=shape.layers)
+            timings = time_stage(model, batch, objective, step, total, rounds=rounds)
+            for way, cost in costs(shape, stage).items():
+                seconds[way].append(timings[way])
+                limit[way] += cost
+            print(f"{name} layer {stage.layer:2}, removed {stage.student:4.0%} and {stage.teacher:4.0%}: ", end="")
+            print(", ".join(f"{way} {timing.median:.3f} s" for way, timing in timings.items()), flush=True)
+        sums = {
+            way: {part: sum(getattr(timing, part) for timing in each) for part in ("median", "smallest", "largest")}
+            for way, each in seconds.items()
+        }
+        figures[f"{name}_seconds"] = sums
+        for other in ("sft", "two_pass"):
+            figures[f"{name}_vs_{other}"] = sums["ours"]["median"] / sums[other]["median"]
+            figures[f"{name}_vs_{other}_limit"] = limit["ours"] / limit[other]
+    return figures
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, help="also write the figures here")
+    parser.add_argument("--quick", action="store_true", help="a small shape, for a look")
+    parser.add_argument("--stages", type=int, default=8, help="of each curriculum")
+    parser.add_argument("--rounds", type=int, default=3, help="times that each way is timed in each stage")
+    arguments = parser.parse_args()
+    shape = QUICK if arguments.quick else Shape()
+    forward = trained_cost(shape, below=shape.layers, tokens=0, head=shape.visual + shape.text) + tower_cost(shape)
+    head = 2 * shape.width * shape.vocabulary / (layer_cost(shape, 1) - 4 * shape.width)
+    print(f"{shape}, {torch.get_num_threads()} threads, float32, forward and backward")
+    print(f"tower {tower_cost(shape) / forward:.1%} of a forward, head {head:.2f} of a layer a position")
+    figures = measure(shape, stages=arguments.stages, rounds=arguments.rounds)
+    for name, value in figures.items():
+        if isinstance(value, float) and not name.endswith("_limit"):
+            print(f"{name:16} {value:.3f}   limit {figures[f'{name}_limit']:.3f}")
+    if arguments.json:
+        machine = {"cpu": platform.processor() or platform.machine(), "threads": torch.get_num_threads()}
+        out = {"shape": asdict(shape), "machine": machine, "torch": torch.__version__, **figures}
+        arguments.json.write_text(json.dumps(out, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
