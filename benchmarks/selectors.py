@@ -13,20 +13,20 @@ from pathlib import Path
 # The script's folder would come first, where this file hides the standard library's `selectors`.
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import argparse  # noqa: E402
-import json  # noqa: E402
-import platform  # noqa: E402
-from collections.abc import Callable  # noqa: E402
+import argparse
+import json
+import platform
+from collections.abc import Callable
 
-import torch  # noqa: E402
-from transformers import LlamaConfig  # noqa: E402
-from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding  # noqa: E402
+import torch
+from transformers import LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
 
-import tokencurric.compressors  # noqa: E402
-from benchmarks.peers import LOOPS  # noqa: E402
-from benchmarks.shapes import LLAVA_7B, SMALL, Shape, view_of  # noqa: E402
-from benchmarks.timing import side_by_side  # noqa: E402
-from tokencurric import Compressor, VisualView  # noqa: E402
+import tokencurric.compressors
+from benchmarks.peers import LOOPS
+from benchmarks.shapes import LLAVA_7B, SMALL, Shape, view_of
+from benchmarks.timing import side_by_side
+from tokencurric import Compressor, VisualView
 
 KEEP = 1 / 9  # of the visual tokens: 64 of 576
 

@@ -21,7 +21,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+# Not the script's folder, where selectors.py hides the standard library's module.
+sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import torch
 from torch import Tensor

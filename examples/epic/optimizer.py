@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class MuonAndAdamW(torch.optim.Optimizer):
-    """Steps both; rates, states and checkpoints are those of a single optimizer with two groups.
+    """Steps both; rates, states and checkpoints are those of a single optimizer with up to two groups.
 
     Args:
         model: whose trainable parameters are stepped. lr: for both; Muon's updates are scaled to AdamW's size.
@@ -19,10 +19,11 @@ class MuonAndAdamW(torch.optim.Optimizer):
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
                 (matrices if ".layers." in name and parameter.ndim == 2 else rest).append(parameter)
-        self.parts: list[torch.optim.Optimizer] = [
-            torch.optim.Muon(matrices, lr=lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
-            torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.98), weight_decay=0.0),
-        ]
+        self.parts: list[torch.optim.Optimizer] = []
+        if matrices:
+            self.parts.append(torch.optim.Muon(matrices, lr=lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"))
+        if rest:  # adapters are all matrices
+            self.parts.append(torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.98), weight_decay=0.0))
         super().__init__([dict(part.param_groups[0]) for part in self.parts], {})
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]

@@ -45,6 +45,7 @@ def train(stage: str, model: Any, processor: Any, data: Data, options: Options) 
         warmup_steps=options.warmup,  # below 1 it is a share of the steps
         weight_decay=0.0,
         bf16=options.bf16,
+        use_cpu=not torch.accelerator.is_available(),  # said aloud: bf16 is refused else
         activation_checkpointing=options.gradient_checkpointing,
         logging_steps=options.log_every,
         save_steps=options.save_every,

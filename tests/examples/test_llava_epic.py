@@ -1,19 +1,24 @@
 """The example: end to end on a few questions, resumed, and its bookkeeping by hand."""
 
+import io
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from examples.epic import borrowing
+from examples.epic.optimizer import MuonAndAdamW
 from examples.epic.options import COMPRESSORS, parse_options
 from examples.epic.questions import Data
 from examples.epic.results import read_json, replace_stages, tabulate, write_json
 from examples.epic.training import make_objective
+from tests.adapters.tiny import tiny_llava
 from tokencurric.curriculum import DeepToShallow
 
 # All in one process of a parallel run, which then makes the runs below once.
@@ -100,6 +105,66 @@ def test_a_run_is_not_resumed_with_other_settings(finished):
         run("--output", folder, "--stages", "epic", "--curriculum", "lcd", "--weight", "0.4", "--resume")
     assert "began with another --curriculum, --weight" in refused.value.stderr
     assert (folder / "results.json").read_text() == before
+
+
+def test_adapters_in_low_precision(tmp_path):
+    quick = ("--stages", "epic", "--questions", "6")
+    run("--output", tmp_path, *quick, "--lora", "4", "--bf16", "--gradient-checkpointing", "--curriculum", "lcd")
+    assert (tmp_path / "checkpoint" / "adapter_model.safetensors").is_file()
+    assert json.loads((tmp_path / "results.json").read_text())["accuracy"]["epic"]["random"].keys() == set(KEPT)
+
+
+def test_conversations_of_ones_own(finished, tmp_path):
+    """As the real thing is run, with Vicuna's template and DART."""
+    scenes = finished[0] / "scenes"
+    data = ("--data", scenes / "train.json", "--images", scenes / "images", "--eval-data", scenes / "test.json")
+    run("--output", tmp_path, *data, "--stages", "epic", "--compressor", "dart", "--accumulate", "2")
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert found["questions"] == 12
+    assert found["settings"]["template"] == "vicuna_v1"
+    assert found["settings"]["optimizer"] == "muon", "a smoke run keeps the small optimizer"
+
+
+@pytest.mark.parametrize("trained", [".*", ".*layers.*proj.weight"])
+def test_the_optimizer_resumes_where_it_was(trained):
+    """From its state as Trainer saves it, with matrices and the rest, and with matrices alone, as adapters are."""
+
+    def stepped(model, optimizer, steps):
+        for number in steps:
+            optimizer.zero_grad()
+            for index, parameter in enumerate(model.parameters()):
+                if parameter.requires_grad:
+                    parameter.grad = torch.full_like(parameter, 0.1) + index + number * parameter.detach()
+            optimizer.step()
+
+    def fresh():
+        model = tiny_llava()
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(re.fullmatch(trained, name) is not None)
+        return model, MuonAndAdamW(model, 0.01)
+
+    whole, optimizer = fresh()
+    stepped(whole, optimizer, range(4))
+    first, optimizer = fresh()
+    before = {name: value.clone() for name, value in first.state_dict().items()}
+    stepped(first, optimizer, range(2))
+    stream = io.BytesIO()
+    torch.save((first.state_dict(), optimizer.state_dict()), stream)
+    stream.seek(0)
+    weights, state = torch.load(stream)
+    second, optimizer = fresh()
+    second.load_state_dict(weights)
+    optimizer.load_state_dict(state)
+    stepped(second, optimizer, range(2, 4))
+    forgetful, optimizer = fresh()
+    forgetful.load_state_dict(weights)
+    stepped(forgetful, optimizer, range(2, 4))
+    same = [torch.equal(a, b) for a, b in zip(whole.parameters(), second.parameters(), strict=True)]
+    assert all(same)
+    assert any(not torch.equal(before[name], value) for name, value in whole.state_dict().items())
+    assert any(not torch.equal(a, b) for a, b in zip(whole.parameters(), forgetful.parameters(), strict=True)), (
+        "control: the state matters"
+    )
 
 
 def test_tables_follow_from_the_outcomes():
