@@ -1,5 +1,6 @@
 """The kit itself: what it accepts, what it says, and that it is strict."""
 
+import contextlib
 import subprocess
 import sys
 from functools import partial
@@ -9,9 +10,10 @@ import pytest
 import torch
 from hypothesis import Phase, find, given, settings
 from hypothesis import strategies as st
+from hypothesis.errors import UnsatisfiedAssumption
 from torch import Tensor
 
-from tests.testing.gallery import ClaimsToIgnoreItsSeed, OneTooFew, Right
+from tests.testing.gallery import ClaimsToIgnoreItsSeed, OneTooFew, Right, SwitchesGradOff
 from tokencurric import Compressor, FastV, Linear, VisualView
 from tokencurric.compressors import Tags
 from tokencurric.errors import RangeError, ShapeError
@@ -308,3 +310,21 @@ def test_names_hold_no_addresses():
     assert name_of(partial(longest, power=1.0)) == "longest(power=1.0)"
     assert name_of(partial(partial(longest, 2), power=1.0)) == "longest(2, power=1.0)"
     assert name_of(Nameless()).endswith("Nameless object>")
+
+
+@pytest.mark.parametrize("name", ["leaves_the_process_alone", "keeps_the_budget"])
+def test_what_a_subject_does_to_the_process_is_undone(name: str):
+    """Or the next subject would be blamed for it."""
+    with contextlib.suppress(LawError):
+        CHECKS[name](SwitchesGradOff(), examples=3)
+    assert torch.is_grad_enabled()
+
+
+def test_what_hangs_on_an_exact_tie_is_let_off():
+    """Tokens 0 and 5 get the same attention: which of them goes is a matter of place, and no law's."""
+    case = Case(rows=(RowSpec(count=7, text=0, kind="close"),), keep=6)
+    attention = case.view({"attention"}).attention
+    assert attention is not None
+    assert attention[0, 0] == attention[0, 5] == attention.min()
+    with pytest.raises(UnsatisfiedAssumption):
+        CHECKS["follows_a_permutation"].body(FastV(), case)

@@ -5,7 +5,8 @@ import functools
 import inspect
 import re
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -85,10 +86,10 @@ class Check:
         @given(self.cases(prepared))
         def holds(case: Any) -> None:
             tried[:] = [case]
-            torch.manual_seed(0)  # what draws from the process' generator shall at least shrink
+            torch.default_generator.manual_seed(0)  # what draws from the process' generator shall at least shrink
             self.body(fresh(prepared), case)
 
-        with torch.random.fork_rng(devices=[]):
+        with _process_as_it_was():
             try:
                 holds()
             except Broken as broken:
@@ -116,6 +117,18 @@ class Check:
             told = case.told(self.prepare(subject)) if hasattr(case, "told") else f"case: {case!r}"
             lines += _indented(told)
         return LawError("\n".join(lines), *tried)
+
+
+@contextmanager
+def _process_as_it_was() -> Iterator[None]:
+    """Whatever the subject does to the process, what is checked next is not its victim."""
+    grad, dtype = torch.is_grad_enabled(), torch.get_default_dtype()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        torch.set_grad_enabled(grad)
+        torch.set_default_dtype(dtype)
 
 
 def name_of(subject: Any) -> str:

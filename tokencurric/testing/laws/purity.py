@@ -20,11 +20,15 @@ from tokencurric.view import VisualView
 # Enough tokens for two draws to differ almost surely.
 MANY: dict[str, Any] = {"kinds": ("normal",), "least": 2, "partial": True, "dtypes": False, "keyed": True}
 
+SEVERAL = 50  # examples, of laws that ask four questions or more in each, and break in nearly every one or in none
+
 # All values, but a budget that is no edge case: that has checks of its own.
 ANYTHING: dict[str, Any] = {"least": 2, "partial": True, "dtypes": False}
 
 
-@compressor_law("The same question gets the same answer, whatever the process has drawn meanwhile.", **MANY)
+@compressor_law(
+    "The same question gets the same answer, whatever the process has drawn meanwhile.", examples=SEVERAL, **MANY
+)
 def repeats_itself(subject: Compressor, case: Case) -> None:
     """Two calls with the generators of the process in different states."""
     asked = question(subject, case)
@@ -37,7 +41,9 @@ def repeats_itself(subject: Compressor, case: Case) -> None:
             raise Broken(f"It keeps {first} once and {second} the next time.")
 
 
-@compressor_law("The seed changes nothing.", applies=lambda subject: subject.tags.deterministic, **MANY)
+@compressor_law(
+    "The seed changes nothing.", applies=lambda subject: subject.tags.deterministic, examples=SEVERAL, **MANY
+)
 def ignores_the_seed(subject: Compressor, case: Case) -> None:
     """What the tag `deterministic` claims."""
     first = question(subject, case).survivors(subject)
@@ -98,7 +104,7 @@ def _process() -> dict[str, object]:
     return state | {"the random state of NumPy": repr(np.random.get_state())}
 
 
-@compressor_law("No answer depends on what was asked before.", **MANY)
+@compressor_law("No answer depends on what was asked before.", examples=SEVERAL, **MANY)
 def forgets(subject: Compressor, case: Case) -> None:
     """A subject that has answered other questions, of the same shape too, against one that has answered none."""
     asked = question(subject, case)
