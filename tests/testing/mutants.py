@@ -141,7 +141,7 @@ def survives(tree: Path, arguments: list[str]) -> bool:
         sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - open until the process ends
         import pytest
 
-        os._exit(int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-p", "no:warnings", *arguments])))
+        os._exit(int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", *arguments])))
     return wait(child) == 0
 
 
