@@ -3,6 +3,7 @@
 from contextlib import contextmanager
 
 import pytest
+import torch
 from torch import nn
 
 from tests.adapters.tiny import DEPTH, EVEN, tiny_batch, tiny_llava
@@ -10,7 +11,7 @@ from tokencurric import compress
 from tokencurric.errors import RangeError, UnsupportedModelError
 from tokencurric.testing import LawError, check_model, model_checks
 from tokencurric.testing.laws import models
-from tokencurric.testing.models import Prompted
+from tokencurric.testing.models import Prompted, fingerprint
 
 LAYERS = "model.language_model.layers"
 
@@ -106,6 +107,30 @@ def test_a_report_tells_what_was_checked():
     report = check_model(tiny_llava(), tiny_batch(EVEN), examples=1, generation={"suppress_tokens": [99]})
     assert set(report.passed) == CHECKS.keys()
     assert "LlavaForConditionalGeneration: 6 laws hold, 0 broken" in repr(report)
+
+
+def test_half_precision_is_held_to_what_it_can_show():
+    batch = tiny_batch(EVEN)
+    batch["pixel_values"] = batch["pixel_values"].bfloat16()
+    model = tiny_llava(dtype=torch.bfloat16)
+    report = check_model(model, batch, generation={"suppress_tokens": [99]})
+    assert not report.failed
+
+
+def test_a_model_of_one_layer_is_asked_too():
+    report = check_model(tiny_llava(depth=1), tiny_batch(EVEN), generation={"suppress_tokens": [99]})
+    assert not report.failed
+
+
+def test_a_changed_buffer_or_setting_is_seen():
+    model = tiny_llava()
+    before = fingerprint(model)
+    assert fingerprint(model) == before
+    model.model.language_model.rotary_emb.inv_freq.mul_(1)
+    written = fingerprint(model)
+    assert written != before
+    model.config._noted = True
+    assert fingerprint(model) != written
 
 
 def test_what_cannot_generate_is_not_asked_to():

@@ -73,6 +73,11 @@ class Prompted:
         return {torch.float64: 1e-9, torch.float32: 1e-4}.get(dtype, 0.03)
 
     @property
+    def moves(self) -> float:
+        """What dropping has to change at least, in the same measure, or a comparison would show nothing."""
+        return max(1e-2, 3 * self.tolerance)
+
+    @property
     def shape(self) -> tuple[int, int]:
         """Batch and length of the prompts."""
         batch, length = self.inputs["input_ids"].shape
@@ -208,23 +213,26 @@ def apart(ours: Tensor, theirs: Tensor) -> float:
 
 
 def fingerprint(model: nn.Module) -> dict[str, tuple[Any, ...]]:
-    """Types, attributes, hooks and settings of every module, and where its weights lie.
+    """Types, attributes, hooks and settings of every module; where its tensors lie, and how often they were written to.
 
     Example:
         >>> before = fingerprint(torch.nn.Linear(2, 2))
         >>> list(before)
         ['']
     """
-    return {
-        name: (
-            type(module),
-            sorted(vars(module)),
-            {hooks: len(getattr(module, hooks)) for hooks in _HOOKS},
-            id(getattr(module, "config", None)),
-            str(getattr(module, "config", None)),
-            getattr(getattr(module, "config", None), "_attn_implementation", None),
-            module.training,
-            [(key, value.data_ptr(), value._version) for key, value in module.named_parameters(recurse=False)],
-        )
-        for name, module in model.named_modules()
-    }
+    return {name: _of_module(module) for name, module in model.named_modules()}
+
+
+def _of_module(module: nn.Module) -> tuple[Any, ...]:
+    config = getattr(module, "config", None)
+    tensors = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+    return (
+        type(module),
+        sorted(vars(module)),
+        {hooks: len(getattr(module, hooks)) for hooks in _HOOKS},
+        None
+        if config is None
+        else (id(config), sorted(vars(config)), str(config), getattr(config, "_attn_implementation", None)),
+        module.training,
+        [(name, tensor.data_ptr(), tensor._version) for name, tensor in tensors],
+    )
