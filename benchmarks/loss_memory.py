@@ -1,6 +1,6 @@
 """Peak memory of the losses, forward and backward, beside the published code's way with full logits.
 
-    python benchmarks/loss_memory.py [--json FILE]
+    python benchmarks/loss_memory.py [--json FILE] [--positions N]
 
 Hidden states of student and teacher are given; what is measured begins at the output head and ends at the gradients of
 hidden states and head. The meter adds up what torch's allocator gives and takes back (the profiler's memory events), so
@@ -25,7 +25,7 @@ from torch.profiler import ProfilerActivity, profile
 from tokencurric import ConsistencyLoss
 from tokencurric.losses import Taught, supervised_losses
 
-POSITIONS, WIDTH, VOCABULARY, WEIGHT = 16 * 676, 512, 32_000, 0.7  # the rows that LLaVA-1.5 gives a device
+WIDTH, VOCABULARY, WEIGHT = 512, 32_000, 0.7
 
 
 def peak(run: Callable[[], object]) -> int:
@@ -59,13 +59,13 @@ def in_chunks(hidden: Tensor, taught: Tensor, head: nn.Module, labels: Tensor) -
     return (1 - WEIGHT) * sums.sft + WEIGHT * sums.consistency
 
 
-def measure(share: float) -> dict[str, float]:
+def measure(positions: int, share: float) -> dict[str, float]:
     """Peaks of both ways at a share of positions supervised, which give the same loss and gradients."""
     torch.manual_seed(0)
     head = nn.Linear(WIDTH, VOCABULARY, bias=False)
-    hidden, taught = torch.randn(2, POSITIONS, WIDTH)
-    labels = torch.randint(VOCABULARY, (POSITIONS,))
-    labels[torch.rand(POSITIONS) >= share] = -100
+    hidden, taught = torch.randn(2, positions, WIDTH)
+    labels = torch.randint(VOCABULARY, (positions,))
+    labels[torch.rand(positions) >= share] = -100
     found: dict[str, float] = {}
     gradients = []
     for name, way in (("full", in_full), ("ours", in_chunks)):
@@ -86,9 +86,12 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="also write the figures here")
+    parser.add_argument(
+        "--positions", type=int, default=16 * 676, help="of all rows: 16, as LLaVA-1.5 gives a device, unless said"
+    )
     arguments = parser.parse_args()
-    print(f"{POSITIONS} positions of width {WIDTH}, vocabulary {VOCABULARY}, float32")
-    figures = {f"{share:.0%}": measure(share) for share in (0.12, 1.0)}
+    print(f"{arguments.positions} positions of width {WIDTH}, vocabulary {VOCABULARY}, float32")
+    figures = {f"{share:.0%}": measure(arguments.positions, share) for share in (0.12, 1.0)}
     for share, row in figures.items():
         sizes = f"ours {row['ours'] / 2**20:7.0f} MiB, full {row['full'] / 2**20:7.0f} MiB"
         print(f"loss_memory_vs_full at {share:>4} supervised: {row['ratio']:.3f}   ({sizes})")

@@ -1,6 +1,7 @@
 """A training step of EPIC beside plain fine-tuning, beside the published code's two passes, and beside the limit.
 
     python benchmarks/training_step.py [--json FILE] [--quick]
+    python benchmarks/training_step.py --limits     # of LLaVA-1.5-7B itself; nothing is run
 
 All ways train the same model on the same batch, forward and backward, in turn. A curriculum changes its step from the
 first to the last, so stages are taken evenly from all of it and their medians are added up. The ratios to read:
@@ -30,7 +31,7 @@ from torch.nn import functional
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from benchmarks.timing import Timing, side_by_side
-from tokencurric import EPIC, Random, compress, keep_count, lcd, tcd
+from tokencurric import EPIC, Curriculum, Random, compress, keep_count, lcd, tcd
 from tokencurric.curriculum import Stage
 from tokencurric.testing.models import Recording
 
@@ -59,6 +60,7 @@ class Shape:
         return self.side**2
 
 
+LLAVA_7B = Shape(width=4096, heads=32, inner=11008, vocabulary=32064, tower_layers=24, tower_width=1024)
 QUICK = Shape(layers=4, width=64, heads=2, inner=172, vocabulary=502, tower_layers=1, tower_width=32, side=8)
 
 
@@ -132,7 +134,7 @@ def in_two_passes(model: Any, batch: dict[str, Tensor], compressor: Any, stage: 
     """Teacher and student each from the picture on, with logits of every position that is left, in float32."""
     model.zero_grad()
     inputs = {name: value for name, value in batch.items() if name != "labels"}
-    targets = torch.nn.functional.pad(batch["labels"][:, 1:], (0, 1), value=-100)
+    targets = functional.pad(batch["labels"][:, 1:], (0, 1), value=-100)
     keys = torch.arange(len(targets))
 
     def logits(ratio: float) -> tuple[Tensor, Tensor]:
@@ -146,20 +148,18 @@ def in_two_passes(model: Any, batch: dict[str, Tensor], compressor: Any, stage: 
         counted = targets[left] != -100
         return model.lm_head(hidden[left]).float(), counted
 
-    loss, distils = 0.0, stage.distils and weight > 0
-    if distils:
+    teacher = None
+    if stage.distils:
         with torch.no_grad():
             taught, counted = logits(stage.teacher)
             teacher = taught[counted].log_softmax(-1)
     ours, counted = logits(stage.student)
-    supervised = functional.cross_entropy(ours[counted], targets[targets != -100])
-    if not stage.compresses:
-        loss = supervised
-    else:
-        loss = (1 - weight) * supervised
-        if distils:
-            student = ours[counted].log_softmax(-1)
-            loss = loss + weight * functional.kl_div(student, teacher, log_target=True, reduction="batchmean")
+    loss = functional.cross_entropy(ours[counted], targets[targets != -100])
+    if stage.compresses:
+        loss = (1 - weight) * loss
+    if teacher is not None:
+        student = ours[counted].log_softmax(-1)
+        loss = loss + weight * functional.kl_div(student, teacher, log_target=True, reduction="batchmean")
     loss.backward()
     return float(loss.detach())
 
@@ -180,11 +180,11 @@ def tower_cost(shape: Shape) -> float:
     return shape.tower_layers * (2 * tokens * weights + 4 * tokens**2 * shape.tower_width)
 
 
-def trained_cost(shape: Shape, *, below: int, tokens: int, head: int, projected: bool = True) -> float:
+def trained_cost(shape: Shape, *, below: int, tokens: int, head: int) -> float:
     """A forward of all that is trained: projector, `below` layers at full length, the rest on `tokens`, the head."""
     projector = 2 * shape.visual * (shape.tower_width * shape.width + shape.width**2)
     return (
-        projector * projected
+        projector
         + below * layer_cost(shape, shape.visual + shape.text)
         + (shape.layers - below) * layer_cost(shape, tokens)
         + 2 * head * shape.width * shape.vocabulary
@@ -234,6 +234,24 @@ def time_stage(
     )
 
 
+def limits(shape: Shape, curriculum: Curriculum, *, stages: int) -> dict[str, float]:
+    """Operations of each way, ours over the other, added up over `stages` parts of a curriculum."""
+    total = dict.fromkeys(("sft", "ours", "two_pass"), 0.0)
+    for number in range(stages):
+        stage = curriculum.at(2 * number + 1, 2 * stages, seed=0, layers=shape.layers)
+        for way, cost in costs(shape, stage).items():
+            total[way] += cost
+    return {other: total["ours"] / total[other] for other in ("sft", "two_pass")}
+
+
+def describe(shape: Shape) -> str:
+    """What its proportions are."""
+    forward = trained_cost(shape, below=shape.layers, tokens=0, head=shape.visual + shape.text) + tower_cost(shape)
+    head = 2 * shape.width * shape.vocabulary / (layer_cost(shape, 1) - 4 * shape.width)
+    share = tower_cost(shape) / forward
+    return f"{shape}\ntower {share:.1%} of a forward, head {head:.2f} of a layer a position"
+
+
 def measure(shape: Shape, *, stages: int, rounds: int, weight: float = 0.7) -> dict[str, Any]:
     """All ratios, with their limits."""
     model, batch = make_model(shape), make_batch(shape)
@@ -241,14 +259,12 @@ def measure(shape: Shape, *, stages: int, rounds: int, weight: float = 0.7) -> d
     for name, curriculum in (("tcd", tcd()), ("lcd", lcd())):
         objective = EPIC(Random(), curriculum, weight=weight)
         seconds: dict[str, list[Timing]] = {"sft": [], "ours": [], "two_pass": []}
-        limit = dict.fromkeys(seconds, 0.0)
         for number in range(stages):  # each from the middle of its part of the curriculum
             step, total = 2 * number + 1, 2 * stages
             stage = curriculum.at(step, total, seed=0, layers=shape.layers)
             timings = time_stage(model, batch, objective, step, total, rounds=rounds)
-            for way, cost in costs(shape, stage).items():
-                seconds[way].append(timings[way])
-                limit[way] += cost
+            for way, timing in timings.items():
+                seconds[way].append(timing)
             print(f"{name} layer {stage.layer:2}, removed {stage.student:4.0%} and {stage.teacher:4.0%}: ", end="")
             print(", ".join(f"{way} {timing.median:.3f} s" for way, timing in timings.items()), flush=True)
         sums = {
@@ -256,9 +272,9 @@ def measure(shape: Shape, *, stages: int, rounds: int, weight: float = 0.7) -> d
             for way, each in seconds.items()
         }
         figures[f"{name}_seconds"] = sums
-        for other in ("sft", "two_pass"):
+        for other, limit in limits(shape, curriculum, stages=stages).items():
             figures[f"{name}_vs_{other}"] = sums["ours"]["median"] / sums[other]["median"]
-            figures[f"{name}_vs_{other}_limit"] = limit["ours"] / limit[other]
+            figures[f"{name}_vs_{other}_limit"] = limit
     return figures
 
 
@@ -267,14 +283,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="also write the figures here")
     parser.add_argument("--quick", action="store_true", help="a small shape, for a look")
+    parser.add_argument("--limits", action="store_true", help="only the limits of LLaVA-1.5-7B, over 2,000 stages")
     parser.add_argument("--stages", type=int, default=8, help="of each curriculum")
     parser.add_argument("--rounds", type=int, default=3, help="times that each way is timed in each stage")
     arguments = parser.parse_args()
+    if arguments.limits:
+        print(describe(LLAVA_7B))
+        for name, curriculum in (("tcd", tcd()), ("lcd", lcd())):
+            for other, limit in limits(LLAVA_7B, curriculum, stages=2000).items():
+                print(f"{name}_vs_{other}_limit {limit:.3f}")
+        return
     shape = QUICK if arguments.quick else Shape()
-    forward = trained_cost(shape, below=shape.layers, tokens=0, head=shape.visual + shape.text) + tower_cost(shape)
-    head = 2 * shape.width * shape.vocabulary / (layer_cost(shape, 1) - 4 * shape.width)
-    print(f"{shape}, {torch.get_num_threads()} threads, float32, forward and backward")
-    print(f"tower {tower_cost(shape) / forward:.1%} of a forward, head {head:.2f} of a layer a position")
+    print(f"{describe(shape)}, {torch.get_num_threads()} threads, float32, forward and backward")
     figures = measure(shape, stages=arguments.stages, rounds=arguments.rounds)
     for name, value in figures.items():
         if isinstance(value, float) and not name.endswith("_limit"):
