@@ -71,7 +71,7 @@ def nightly(session: nox.Session) -> None:
 def mutants(session: nox.Session) -> None:
     """Change the core in small ways, one at a time: does a test notice? For arguments see tests/testing/mutants.py."""
     install(session, "--editable", ".[dev]", "cosmic-ray>=8.4")
-    session.run("python", "tests/testing/mutants.py", *session.posargs, env=QUIET | {"TOKENCURRIC_PROFILE": "dev"})
+    session.run("python", "tests/testing/mutants.py", *session.posargs, env=QUIET | {"TOKENCURRIC_PROFILE": "mutants"})
 
 
 @nox.session

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import jaxtyping
 import pytest
 import torch
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 for name, examples in {"dev": 25, "ci": 100, "nightly": 5000}.items():
     # Tensors are slow to draw beside integers, so only the number of examples bounds a property's time. With "ci" a
@@ -19,6 +19,8 @@ for name, examples in {"dev": 25, "ci": 100, "nightly": 5000}.items():
         suppress_health_check=[HealthCheck.too_slow],
         print_blob=True,
     )
+# A mutant is noticed or not: no need to know by which smallest case.
+settings.register_profile("mutants", settings.get_profile("dev"), phases=[Phase.explicit, Phase.generate])
 settings.load_profile(os.environ.get("TOKENCURRIC_PROFILE", "dev"))
 
 # Sums then have one order, and small tensors do not wait for a pool of threads.

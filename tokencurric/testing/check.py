@@ -79,7 +79,7 @@ class Check:
             deadline=None,
             derandomize=False,
             print_blob=False,
-            phases=(Phase.generate, Phase.shrink),
+            phases=[phase for phase in settings().phases if phase in (Phase.generate, Phase.shrink)],
             report_multiple_bugs=False,
             suppress_health_check=list(HealthCheck),
         )

@@ -1,0 +1,232 @@
+"""What the hooks have to know about transformers models."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.masking_utils import causal_mask_function
+
+from tokencurric.adapters.decoding import CachePlan, decode_arguments
+from tokencurric.adapters.deepstack import Deepstack, take_over
+from tokencurric.adapters.discovery import attention_of, find_parts, is_visual
+from tokencurric.adapters.layout import Layout
+from tokencurric.adapters.masks import ruled_mask, short_mask, widen
+from tokencurric.adapters.record import Shortened
+from tokencurric.adapters.seam import Call
+from tokencurric.adapters.tap import AttentionTap
+from tokencurric.adapters.vision import VISION, ghost_features
+from tokencurric.errors import UnsupportedModelError
+
+# Axis of the sequence in the layers' keyword arguments that are aligned with it. Masks are handled apart.
+_ALIGNED = {"position_embeddings": -2, "position_ids": -1, "cache_position": -1}
+_SEEN = ("input_ids", "attention_mask", "labels")
+
+
+class TransformersSeam:
+    """A transformers model, wrapped or not.
+
+    Args:
+        model: one whose parts can be found by structure.
+
+    Raises:
+        UnsupportedModelError: they cannot.
+    """
+
+    carries = True
+
+    def __init__(self, model: nn.Module) -> None:
+        self.parts = find_parts(model)
+        self.end: nn.Module = self.parts.decoder
+
+    def seen(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """What tells tokens, padding, labels and pictures."""
+        found = {
+            name: value
+            for name, value in kwargs.items()
+            if value is not None and (name in _SEEN or name.startswith(VISION))
+        }
+        if args and isinstance(args[0], Tensor) and not args[0].is_floating_point():
+            found.setdefault("input_ids", args[0])
+        return found
+
+    def read(self, seen: Mapping[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        """The call, from what the roots saw and what the decoder is called with."""
+        ids, cache = seen.get("input_ids"), kwargs.get("past_key_values")
+        embeds: Any = kwargs.get("inputs_embeds", args[0] if args else None)
+        length = ids.shape[1] if embeds is None and ids is not None else None if embeds is None else embeds.shape[1]
+        pictures = (name for name in seen if name.startswith(VISION) and (isinstance(seen[name], Tensor) or seen[name]))
+        return Call(
+            visual=None if ids is None else is_visual(ids, self.parts.visual_ids),
+            real=None if length is None else _two_axes(seen.get("attention_mask"), length),
+            ids=ids,
+            labels=seen.get("labels"),
+            shape=None if embeds is None else tuple(embeds.shape[:2]),
+            cache=cache,
+            past=0 if cache is None else int(cache.get_seq_length()),
+            pictures=next(pictures, None),
+        )
+
+    def enter(self, kwargs: dict[str, Any]) -> tuple[dict[str, Any], Deepstack | None]:
+        """The decoder's arguments, without features that it would add itself between its layers."""
+        return take_over(self.parts.decoder, kwargs, self.parts.depth)
+
+    def go_on(self, plan: CachePlan, call: Call, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The decoder's arguments for tokens after a compressed prompt."""
+        if plan.layer > 0 or kwargs.get("position_ids") is not None or call.shape is None:
+            return kwargs
+        # Layer 0 is short, so the length that the model would count from is too small.
+        start = plan.positions_seen(int(call.cache.get_seq_length(plan.layer)))
+        device = next(iter(self.parts.decoder.parameters())).device
+        return {**kwargs, "position_ids": torch.arange(call.shape[1], device=device)[None] + start}
+
+    def arguments(
+        self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """Hidden states that a layer is called with, and its other arguments by name."""
+        if len(args) != 1:
+            raise UnsupportedModelError(
+                f"{type(self.parts.decoder).__name__} calls its layers with {len(args)} positional arguments. Which is "
+                "what is not known, and one may be aligned with the sequence. Models that pass all but the hidden "
+                "states by name are supported."
+            )
+        return args[0], kwargs
+
+    def shorten(self, number: int, arguments: dict[str, Any], hidden: Tensor, shortened: Shortened) -> dict[str, Any]:
+        """A layer's arguments for a short sequence, from those for the full one."""
+        selection, new = shortened.selection, dict(arguments)
+        for name, value in arguments.items():
+            if name == "attention_mask" or value is None:
+                continue
+            if name in _ALIGNED:
+                new[name] = gather_all(value, shortened, _ALIGNED[name])
+            elif isinstance(value, Tensor) and selection.length in value.shape[:3]:
+                raise UnsupportedModelError(
+                    f"{type(self.parts.decoder).__name__} passes {name} of shape {tuple(value.shape)} to its layers, "
+                    f"which looks aligned with the sequence of {selection.length} tokens. How to shorten it is not "
+                    "known, and leaving it would be wrong. Models whose layers take only masks, positions and a cache "
+                    "are supported."
+                )
+        if "flash" in self._implementation:
+            new["position_ids"] = None  # gaps between positions would be taken for the borders of packed sequences
+        new["attention_mask"] = self._short_mask(number, arguments, hidden, shortened)
+        return new
+
+    def decode(
+        self, number: int, arguments: dict[str, Any], hidden: Tensor, plan: CachePlan, cache: Any
+    ) -> dict[str, Any]:
+        """A layer's arguments for tokens after a compressed prompt."""
+        return decode_arguments(plan, self.parts.decoder.config, number, hidden, arguments)
+
+    def listen(
+        self, layer: nn.Module, hidden: Tensor, arguments: dict[str, Any], layout: Layout, shortened: Shortened | None
+    ) -> AttentionTap:
+        """A tap that reads while the layer runs."""
+        return AttentionTap(attention_of(layer), layout.query, layout.real)
+
+    def without_cache(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """A layer's arguments for a second run that leaves the cache alone."""
+        return {**arguments, "past_key_values": None}
+
+    def answer(self, output: Any) -> Tensor:
+        """Hidden states in the decoder's output."""
+        hidden: Tensor = output.last_hidden_state if hasattr(output, "last_hidden_state") else output[0]
+        return hidden
+
+    def with_answer(self, output: Any, hidden: Tensor) -> Any:
+        """The decoder's output with other hidden states."""
+        if not hasattr(output, "last_hidden_state"):
+            return (hidden, *output[1:])
+        output.last_hidden_state = hidden
+        return output
+
+    def with_loss(self, output: Any, loss: Tensor) -> Any:
+        """The model's output with a loss."""
+        if hasattr(output, "loss"):
+            output.loss = loss
+        return output
+
+    # What EPIC asks
+
+    def run(self, model: nn.Module, inputs: Mapping[str, Any]) -> Tensor | None:
+        """Call the model for its loss."""
+        loss: Tensor | None = model(**inputs, use_cache=False).loss
+        return loss
+
+    def ghost(self, inputs: Mapping[str, Any]) -> Any:
+        """See `ghost_features`."""
+        return ghost_features(self.parts, dict(inputs))
+
+    def refuse_unfit_head(self) -> None:
+        """Raise if the model changes logits after its head, or has none: losses are made from what the head gives.
+
+        Raises:
+            UnsupportedModelError: names what it does.
+        """
+        name = type(self.parts.base).__name__
+        if self.parts.head is None:
+            raise UnsupportedModelError(
+                f"EPIC needs a model with an output head; got a {name} without one. Its losses are made from logits. "
+                "Pass the ...ForConditionalGeneration that holds it."
+            )
+        config = self.parts.decoder.config
+        for field, neutral in (("final_logit_softcapping", None), ("logit_scale", 1.0), ("logits_scaling", 1.0)):
+            value = getattr(config, field, neutral)
+            if value is not None and value != neutral:
+                raise UnsupportedModelError(
+                    f"EPIC cannot train a {name} with {field}={value}: it makes losses from the output head, and this "
+                    "model changes logits after it. Models whose head gives the logits are supported."
+                )
+
+    @property
+    def _implementation(self) -> str:
+        name: str = self.parts.decoder.config._attn_implementation
+        return name
+
+    def _short_mask(
+        self, number: int, arguments: dict[str, Any], hidden: Tensor, shortened: Shortened
+    ) -> Tensor | None:
+        selection, mask, cache = shortened.selection, arguments.get("attention_mask"), arguments.get("past_key_values")
+        width = selection.short if cache is None else int(cache.get_mask_sizes(selection.short, number)[0])
+        if mask is not None:
+            return shortened.once(mask, lambda full: short_mask(full, selection, width), width)
+        if shortened.dense and width == selection.short:
+            return None  # plain causal attention on the short sequence
+        if "flash" in self._implementation:
+            return selection.valid.to(hidden.device)
+
+        def build(index: Tensor) -> Tensor:
+            at, valid = index.to(hidden.device), selection.valid.to(hidden.device)
+            eager = "eager" in self._implementation
+            full = ruled_mask(at, at, valid, causal_mask_function, eager=eager, dtype=hidden.dtype)
+            return widen(full, width)
+
+        return shortened.once(selection.index, build, width, hidden.device)
+
+
+def gather_all(value: Any, shortened: Shortened, axis: int) -> Any:
+    """Gather a tensor, or each of a tuple of them. The batch axis is the one before the sequence, if there is one."""
+    if isinstance(value, Sequence):
+        return type(value)(gather_all(each, shortened, axis) for each in value)  # type: ignore[call-arg]
+    if not isinstance(value, Tensor):
+        return value
+
+    def gather(full: Tensor) -> Tensor:
+        if full.ndim == 1:
+            return shortened.selection.gather(full[None], 1)
+        at = axis % full.ndim
+        return shortened.selection.gather(full, at, batch_axis=at - 1)
+
+    return shortened.once(value, gather)
+
+
+def _two_axes(mask: Any, length: int) -> Tensor | None:
+    """Which positions are no padding, from any attention mask that a model may be called with."""
+    if isinstance(mask, dict):
+        mask = mask.get("full_attention", next(iter(mask.values())))
+    if not isinstance(mask, Tensor):
+        return None
+    if mask.ndim == 2:
+        return mask[:, -length:].bool()
+    sees = mask if mask.dtype == torch.bool else mask == 0
+    return sees[:, 0, :, :length].any(1)  # a key that no query sees is padding
