@@ -25,16 +25,23 @@ from tokencurric.schedules import Linear as Linear
 from tokencurric.schedules import Schedule as Schedule
 from tokencurric.schedules import Step as Step
 from tokencurric.selection import Selection as Selection
+from tokencurric.token_budget import TokenBudget as TokenBudget
 from tokencurric.view import VisualView as VisualView
 
 if TYPE_CHECKING:
+    from tokencurric.adapters import ModelAdapter as ModelAdapter
     from tokencurric.adapters import compress as compress
     from tokencurric.distill import EPIC as EPIC
     from tokencurric.trainer import EpicTrainer as EpicTrainer
 
 __version__ = "0.1.0"
 
-_LAZY = {"compress": "tokencurric.adapters", "EPIC": "tokencurric.distill", "EpicTrainer": "tokencurric.trainer"}
+_LAZY = {
+    "compress": "tokencurric.adapters",
+    "ModelAdapter": "tokencurric.adapters",
+    "EPIC": "tokencurric.distill",
+    "EpicTrainer": "tokencurric.trainer",
+}
 
 __all__ = [
     "DART",
@@ -47,11 +54,13 @@ __all__ = [
     "EpicTrainer",
     "FastV",
     "Linear",
+    "ModelAdapter",
     "Random",
     "Schedule",
     "Selection",
     "Stage",
     "Step",
+    "TokenBudget",
     "TokencurricError",
     "Uniform",
     "VisualView",

@@ -1,6 +1,6 @@
 """EPIC: a model that teaches itself to live with fewer visual tokens, in one forward pass."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -9,17 +9,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from tokencurric.adapters.adapter import ModelAdapter
 from tokencurric.adapters.attachment import Attachment
-from tokencurric.adapters.compress import check_layer
-from tokencurric.adapters.discovery import ModelParts, find_parts, is_visual
+from tokencurric.adapters.compress import check_layer, seam_of
+from tokencurric.adapters.discovery import ModelParts
 from tokencurric.adapters.layout import IGNORED, Layout, lay_out
-from tokencurric.adapters.record import Ratio, Record, Request, Shortened
-from tokencurric.adapters.vision import ghost_features
+from tokencurric.adapters.record import Record, Request, Shortened
+from tokencurric.adapters.seam import Seam
 from tokencurric.compressors import Compressor
 from tokencurric.curriculum import Curriculum, Stage
 from tokencurric.errors import RangeError, StateError, UnsupportedModelError
 from tokencurric.losses import ConsistencyLoss, LossSums, Taught, feature_distance, supervised_losses
 from tokencurric.selection import Selection
+from tokencurric.token_budget import Cut, Ratio
 
 _LOOKS = 10_000  # stages that preflight looks at, evenly spread
 
@@ -70,6 +72,7 @@ class EPIC:
             on, at positions that both keep.
         share_prefix: False gives the teacher a forward pass of its own.
         allow_unnested: accept a compressor that is not tagged nested.
+        adapter: for models that are not from transformers, what makes their `ModelAdapter`.
 
     Raises:
         RangeError: a weight is out of range, or the compressor is not nested.
@@ -95,6 +98,7 @@ class EPIC:
         feature_weight: float | int = 0.0,
         share_prefix: bool = True,
         allow_unnested: bool = False,
+        adapter: Callable[[Any], ModelAdapter] | None = None,
     ) -> None:
         if not 0.0 <= weight <= 1.0:
             raise RangeError(
@@ -116,7 +120,7 @@ class EPIC:
         self.compressor, self.curriculum = compressor, curriculum
         self.weight, self.feature_weight = weight, feature_weight
         self.loss = ConsistencyLoss() if loss is None else loss
-        self.teacher, self.share_prefix = teacher, share_prefix
+        self.teacher, self.share_prefix, self.adapter = teacher, share_prefix, adapter
         self._student: Attachment | None = None
         self._teacher: Attachment | None = None
 
@@ -127,19 +131,19 @@ class EPIC:
             UnsupportedModelError: tokens cannot be dropped from the model.
             StateError: the objective is attached to another model.
         """
-        parts = find_parts(model)
+        seam = seam_of(model, self.adapter)
         if self._student is not None:
-            if self._student.parts.roots == parts.roots:
+            if self._student.parts.roots == seam.parts.roots:
                 return
-            if self._student.parts.base is not parts.base:
+            if self._student.parts.base is not seam.parts.base:
                 raise StateError(
                     f"EPIC is attached to another {type(self._student.parts.base).__name__}; got a second model. Hooks "
                     "stay so that a backward pass can recompute layers. Call detach() when done with the first."
                 )
             self.detach()
-        _refuse_unfit_head(parts)
-        teacher = self._teacher_parts()
-        self._student = Attachment(parts)
+        seam.refuse_unfit_head()
+        teacher = self._teacher_seam()
+        self._student = Attachment(seam)
         if teacher is not None:
             self._teacher = Attachment(teacher)
 
@@ -152,9 +156,10 @@ class EPIC:
         Raises:
             UnsupportedModelError, RangeError, MissingSignalError: as the step would that meets it.
         """
-        parts = find_parts(model)
-        _refuse_unfit_head(parts)
-        teacher = self._teacher_parts()
+        seam = seam_of(model, self.adapter)
+        seam.refuse_unfit_head()
+        parts, other = seam.parts, self._teacher_seam()
+        teacher = None if other is None else other.parts
         for number in range(min(total, _LOOKS)):
             stage = self.curriculum.at(number * total // min(total, _LOOKS), total, seed, layers=parts.depth)
             self._check_stage(stage, parts, teacher)
@@ -214,23 +219,23 @@ class EPIC:
         self, model: nn.Module, batch: Mapping[str, Any], stage: Stage, num_items: int | Tensor | None
     ) -> EpicOutput:
         attachment = self._attached
-        parts = attachment.parts
+        seam, parts = attachment.seam, attachment.parts
         attachment.refuse_nesting()
         self._check_stage(stage, parts, None if self._teacher is None else self._teacher.parts)
-        inputs, layout = _prepare(batch, parts)
+        inputs, layout = _prepare(batch, seam)
+        layer = stage.layer if stage.compresses else parts.depth
         request = Request(
             self.compressor,
-            Ratio(stage.student),
-            stage.layer if stage.compresses else parts.depth,
+            _cut(layer, stage.student),
             stage.seed,
             layout=layout,
             row_key=batch.get("row_key"),
-            ghost=ghost_features(parts, inputs),
+            ghost=seam.ghost(inputs),
         )
         distils = (stage.distils or (stage.compresses and self._teacher is not None)) and self._compares
         taught = None
         if distils and self._teacher is not None and isinstance(self.teacher, nn.Module):
-            ghost = ghost_features(self._teacher.parts, inputs)
+            ghost = self._teacher.seam.ghost(inputs)
             theirs = replace(self._for_teacher(request, stage), ghost=ghost)
             taught = _separate_pass(self._teacher, self.teacher, inputs, theirs)
         elif distils and not self.share_prefix:
@@ -251,18 +256,24 @@ class EPIC:
         features = distils and self.feature_weight > 0
         attachment.request = replace(request, capture=shares, features=features, finish=finish)
         try:
-            loss = model(**inputs, use_cache=False).loss
+            loss = seam.run(model, inputs)
         finally:
             attachment.settle()
             attachment.request = attachment.record = None
+        if loss is None:
+            raise UnsupportedModelError(
+                f"EPIC needs its loss to leave through the model's output; a {type(parts.base).__name__} returned "
+                "none. Wrappers find the gradient there. Have the forward return the output of its last module, or a "
+                "transformers output."
+            )
         return EpicOutput(loss, stage, {"loss": loss.detach(), **metrics})
 
-    def _teacher_parts(self) -> ModelParts | None:
+    def _teacher_seam(self) -> Seam | None:
         if not isinstance(self.teacher, nn.Module):
             return None
-        parts = find_parts(self.teacher)
-        _refuse_unfit_head(parts)
-        return parts
+        seam = seam_of(self.teacher, self.adapter)
+        seam.refuse_unfit_head()
+        return seam
 
     def _check_stage(self, stage: Stage, parts: ModelParts, teacher: ModelParts | None) -> None:
         if not stage.compresses:
@@ -280,14 +291,15 @@ class EPIC:
         return self.weight > 0 or self.feature_weight > 0
 
     def _for_teacher(self, request: Request, stage: Stage) -> Request:
-        return replace(request, amount=Ratio(stage.teacher), features=self.feature_weight > 0)
+        return replace(request, cuts=_cut(request.layer, stage.teacher), features=self.feature_weight > 0)
 
     def _upper_layers(self, attachment: Attachment, record: Record, stage: Stage) -> _TeacherSide:
         """The teacher, from the hidden states that the student's forward had at the compressing layer."""
-        shortened = record.shorten(Ratio(stage.teacher))
+        stretch = record.shorten(*_cut(stage.layer, stage.teacher))
+        shortened = None if stretch is None else stretch.shortened
         layers = attachment.parts.layers[stage.layer :]
         with torch.no_grad(), evaluating(layers):
-            hidden, features = attachment.run_upper_layers(record, shortened)
+            hidden, features = attachment.run_upper_layers(record, stretch)
             at, kept = _counted(record.layout, shortened, hidden)
             return _TeacherSide(attachment.parts.norm(at), kept, shortened, features)
 
@@ -349,6 +361,10 @@ class EPIC:
         metrics["teacher_tokens"] = _visual_tokens(record.layout, shown)
 
 
+def _cut(layer: int, ratio: float | int) -> tuple[Cut]:
+    return (Cut(layer, Ratio(ratio)),)
+
+
 @contextmanager
 def evaluating(modules: nn.Module) -> Iterator[None]:
     """Evaluation mode for `modules` and all below, each restored to what it was.
@@ -383,7 +399,7 @@ def _separate_pass(attachment: Attachment, model: nn.Module, inputs: dict[str, A
     attachment.request = replace(request, finish=finish)
     try:
         with torch.no_grad(), evaluating(model):
-            model(**inputs, use_cache=False)
+            attachment.seam.run(model, inputs)
     finally:
         attachment.settle()
         attachment.request = attachment.record = None
@@ -428,30 +444,13 @@ def _selection(shortened: Shortened | None, layout: Layout) -> Selection:
     return Selection.from_mask(torch.ones_like(layout.visual), width=layout.length)
 
 
-def _prepare(batch: Mapping[str, Any], parts: ModelParts) -> tuple[dict[str, Any], Layout]:
+def _prepare(batch: Mapping[str, Any], seam: Seam) -> tuple[dict[str, Any], Layout]:
     """What the model sees, without labels, and the layout of the batch."""
-    ids, labels = batch.get("input_ids"), batch.get("labels")
-    if ids is None or labels is None:
+    inputs = {name: value for name, value in batch.items() if name not in ("labels", "row_key")}
+    call = seam.read(inputs, (), {}) if batch.get("labels") is not None else None
+    if call is None or call.visual is None:
         raise StateError(
             f"EPIC needs input_ids and labels in the batch; got {sorted(batch)}. It makes the loss itself, from the "
             "positions that predict a label. Pass what tokencurric.data.ConversationCollator returns."
         )
-    layout = lay_out(is_visual(ids, parts.visual_ids), batch.get("attention_mask"), labels=labels)
-    return {name: value for name, value in batch.items() if name not in ("labels", "row_key")}, layout
-
-
-def _refuse_unfit_head(parts: ModelParts) -> None:
-    """Losses are made from the output head: there has to be one, and the model must not change logits after it."""
-    if parts.head is None:
-        raise UnsupportedModelError(
-            f"EPIC needs a model with an output head; got a {type(parts.base).__name__} without one. Its losses are "
-            "made from logits. Pass the ...ForConditionalGeneration that holds it."
-        )
-    config = parts.decoder.config
-    for name, neutral in (("final_logit_softcapping", None), ("logit_scale", 1.0), ("logits_scaling", 1.0)):
-        value = getattr(config, name, neutral)
-        if value is not None and value != neutral:
-            raise UnsupportedModelError(
-                f"EPIC cannot train a {type(parts.base).__name__} with {name}={value}: it makes losses from the output "
-                "head, and this model changes logits after it. Models whose head gives the logits are supported."
-            )
+    return inputs, lay_out(call.visual, call.real, labels=batch["labels"])

@@ -114,6 +114,27 @@ class Selection:
             )
         return take(x, self.slot, axis)
 
+    def then(self, other: "Selection") -> "Selection":
+        """What is left of the full sequence when `other` selects from the slots of this one.
+
+        Args:
+            other: of the short sequence; it keeps no filler.
+
+        Raises:
+            ShapeError: `other` is of a sequence of another length.
+
+        Example:
+            >>> first = Selection.from_mask(torch.tensor([[True, False, True, True]]))
+            >>> first.then(Selection.from_mask(torch.tensor([[False, True, True]]))).index.tolist()
+            [[2, 3]]
+        """
+        if other.length != self.short or len(other.index) != len(self.index):
+            raise ShapeError(
+                f"Selection.then needs a selection of {len(self.index)} rows of {self.short} slots; got one of "
+                f"{len(other.index)} rows of {other.length}. It goes on from the short sequence. Make it for that."
+            )
+        return Selection(self.index.gather(1, other.index), other.valid, self.length)
+
     def contains(self, other: "Selection") -> Bool[Tensor, " batch"]:
         """Whether every survivor of `other` survives here too, a row.
 

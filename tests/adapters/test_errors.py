@@ -14,8 +14,9 @@ from tokencurric.adapters import find_parts
 from tokencurric.adapters._requirement import check
 from tokencurric.adapters.attachment import Attachment
 from tokencurric.adapters.deepstack import take_over
+from tokencurric.adapters.hugging_face import TransformersSeam
 from tokencurric.adapters.layout import lay_out
-from tokencurric.adapters.record import Count, Record, Request
+from tokencurric.adapters.record import Record, Request
 from tokencurric.compressors import Tags
 from tokencurric.errors import (
     MissingDependencyError,
@@ -26,6 +27,7 @@ from tokencurric.errors import (
     UnsupportedModelError,
 )
 from tokencurric.testing.models import Recording
+from tokencurric.token_budget import Count, Cut
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +53,7 @@ class Answering:
 @pytest.mark.parametrize("arguments", [{}, {"keep": 4, "ratio": 0.5}])
 def test_either_keep_or_ratio(model, arguments):
     with (
-        pytest.raises(RangeError, match="compress needs either keep or ratio; got keep="),
+        pytest.raises(RangeError, match="TokenBudget needs either keep or ratio; got keep="),
         compress(model, Uniform(), **arguments),
     ):
         pass
@@ -66,7 +68,7 @@ def test_either_keep_or_ratio(model, arguments):
         (
             {"keep": 4, "layer": -1},
             RangeError,
-            "compress needs 0 <= layer <= 6, the depth of the decoder; got layer=-1",
+            "TokenBudget needs whole numbers layer >= 0; got layer=-1",
         ),
         ({"keep": 4, "layer": DEPTH + 1}, RangeError, "got layer=7"),
         ({"keep": 4, "layer": True}, RangeError, "got layer=True"),
@@ -275,9 +277,9 @@ def test_an_attention_that_cannot_be_tapped():
 
 
 def test_upper_layers_need_a_captured_input(model):
-    attachment = Attachment(find_parts(model))
+    attachment = Attachment(TransformersSeam(model))
     layout = lay_out(torch.ones(1, 2, dtype=torch.bool))
-    record = Record(Request(Uniform(), Count(4), 2), layout, torch.zeros(1, dtype=torch.long))
+    record = Record(Request(Uniform(), (Cut(2, Count(4)),)), layout, torch.zeros(1, dtype=torch.long))
     with pytest.raises(StateError, match="run_upper_layers needs a forward pass that captured"):
         attachment.run_upper_layers(record, None)
     attachment.remove()

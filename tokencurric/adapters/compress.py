@@ -1,18 +1,25 @@
 """Compressing the visual tokens of a transformers model for as long as a context is open."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any, Literal
 
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
+from tokencurric.adapters.adapter import ModelAdapter
 from tokencurric.adapters.attachment import Attachment
-from tokencurric.adapters.discovery import ModelParts, find_parts
+from tokencurric.adapters.discovery import ModelParts
 from tokencurric.adapters.generation import watched
-from tokencurric.adapters.record import TAPPED, Amount, Count, Ratio, Request
-from tokencurric.budget import Budget, check_budget, keep_count
+from tokencurric.adapters.handwritten import HandwrittenSeam
+from tokencurric.adapters.hugging_face import TransformersSeam
+from tokencurric.adapters.pictures import noting_pictures
+from tokencurric.adapters.record import TAPPED, Request
+from tokencurric.adapters.seam import Seam
+from tokencurric.budget import Budget
 from tokencurric.compressors import Compressor
 from tokencurric.errors import MissingSignalError, RangeError
+from tokencurric.token_budget import TokenBudget
 from tokencurric.view import remedy
 
 
@@ -21,13 +28,16 @@ def compress(
     model: nn.Module,
     compressor: Compressor,
     *,
-    keep: Budget | None = None,
-    ratio: float | int | None = None,
-    layer: int = 2,
+    keep: Budget | Sequence[Budget] | None = None,
+    ratio: float | int | Sequence[float | int] | None = None,
+    layer: int | Sequence[int] = 2,
+    per: Literal["row", "image"] = "row",
     query: Int[Tensor, " batch"] | None = None,
     visual_mask: Bool[Tensor, "batch seq"] | None = None,
+    groups: Int[Tensor, "batch seq"] | None = None,
     row_key: Int[Tensor, " batch"] | None = None,
     seed: int = 0,
+    adapter: Callable[[Any], ModelAdapter] | None = None,
 ) -> Iterator[nn.Module]:
     """Run decoder layers from `layer` on without the visual tokens that `compressor` drops.
 
@@ -37,15 +47,20 @@ def compress(
     exception, restores the model exactly.
 
     Args:
-        model: a multimodal transformers model, also wrapped by DDP, PEFT or torch.compile.
+        model: a multimodal transformers model, also wrapped by DDP, PEFT or torch.compile; with `adapter`, any other.
         compressor: decides which tokens stay, from the input of `layer` and attention and keys of the layer before.
         keep: visual tokens that stay, all pictures of a row together: one count, or one a row. ratio: the fraction
             removed, instead of keep.
-        layer: first decoder layer that runs short; the model's depth means none does.
+        layer: first decoder layer that runs short; the model's depth means none does. With a list of layers, and as
+            many counts or ratios, more is dropped at each of them; all are of the original tokens (`TokenBudget`).
+        per: "image" gives each picture or video of a row the budget, and has the compressor choose within each.
         query: position whose attention is read, a row; None means the end of the prompt.
         visual_mask: which positions are visual, for calls with `inputs_embeds` only.
+        groups: for per="image" where the model does not tell its pictures apart, or where frames shall count as
+            pictures: a number for each position, the same within a picture.
         row_key: numbers of the samples, for compressors that draw; None takes a hash of each row's tokens.
         seed: of the compressor.
+        adapter: for a model that is not from transformers, what makes its `ModelAdapter`.
 
     Yields:
         The model.
@@ -60,32 +75,41 @@ def compress(
         >>> from tokencurric import FastV, compress
         >>> with compress(model, FastV(), keep=128, layer=2):  # doctest: +SKIP
         ...     model.generate(**inputs)
+        >>> with compress(model, DART(), ratio=[0.5, 0.75, 0.9], layer=[8, 16, 24]):  # doctest: +SKIP
+        ...     model.generate(**inputs)
     """
-    parts = find_parts(model)
-    amount = _amount(keep, ratio)
-    check_layer(compressor, layer, parts)
-    attachment = Attachment(parts)
-    if layer < parts.depth:
-        attachment.request = Request(compressor, amount, layer, seed, visual=visual_mask, query=query, row_key=row_key)
+    budget = TokenBudget(keep=keep, ratio=ratio, layer=layer, per=per)
+    seam = seam_of(model, adapter)
+    for cut in budget.cuts:
+        check_layer(compressor, cut.layer, seam.parts)
+    cuts = tuple(cut for cut in budget.cuts if cut.layer < seam.parts.depth)
+    attachment = Attachment(seam)
+    if cuts:
+        attachment.request = Request(
+            compressor,
+            cuts,
+            seed,
+            visual=visual_mask,
+            query=query,
+            row_key=row_key,
+            pictures=per == "image",
+            groups=groups,
+        )
+    ask = per == "image" and groups is None
     try:
-        with watched(attachment):
+        with watched(attachment), noting_pictures(seam.parts, attachment.lengths.__setitem__) if ask else nullcontext():
             yield model
     finally:
         attachment.remove()
 
 
-def _amount(keep: Budget | None, ratio: float | int | None) -> Amount:
-    if (keep is None) == (ratio is None):
-        raise RangeError(
-            f"compress needs either keep or ratio; got keep={keep}, ratio={ratio}. keep is the number of visual tokens "
-            "that stay, ratio the fraction removed. Give one of them."
-        )
-    if ratio is not None:
-        keep_count(0, ratio)  # refuses what is no ratio, now and not at the first batch
-        return Ratio(ratio)
-    count: Budget = keep if keep is not None else 0
-    check_budget(count, count.shape[0] if isinstance(count, Tensor) and count.ndim == 1 else 1)
-    return Count(count)
+def seam_of(model: nn.Module, adapter: Callable[[Any], ModelAdapter] | None) -> Seam:
+    """What hooks ask about `model`: by its structure if it is from transformers, or by its adapter.
+
+    Raises:
+        UnsupportedModelError: it is not built so that tokens can be dropped.
+    """
+    return TransformersSeam(model) if adapter is None else HandwrittenSeam(model, adapter)
 
 
 def check_layer(compressor: Compressor, layer: int, parts: ModelParts) -> None:

@@ -9,6 +9,7 @@ from transformers.masking_utils import causal_mask_function
 
 from tokencurric.adapters.masks import layer_rule, ruled_mask
 from tokencurric.adapters.record import Shortened
+from tokencurric.selection import Selection
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,23 +19,50 @@ class CachePlan:
     Slot j of a short layer holds position index[j] of the prompt if j < short, and position length + j − short else.
 
     Args:
-        shortened: the selection. layer: first layer that is short.
+        cuts: layer from which on a selection is in force, and the selection, from the lowest layer up.
     """
 
-    shortened: Shortened
-    layer: int
+    cuts: tuple[tuple[int, Shortened], ...]
 
-    def positions_seen(self, cache: Any) -> int:
-        """Number of positions of the full sequence that the cache stands for."""
-        selection = self.shortened.selection
-        return int(cache.get_seq_length(self.layer)) - selection.short + selection.length
+    @property
+    def layer(self) -> int:
+        """First layer that is short."""
+        return self.cuts[0][0]
 
-    def position(self, slots: Tensor) -> Tensor:
-        """Positions of the full sequence that `slots` [1 slot] hold, a row."""
-        selection = self.shortened.selection
-        index = selection.index.to(slots.device)
-        prompt = index.gather(1, slots.clamp(max=selection.short - 1).expand(index.shape[0], -1))
-        return torch.where(slots < selection.short, prompt, slots + selection.length - selection.short)
+    def at(self, layer: int) -> Shortened | None:
+        """The selection in force at `layer`; None where everything is held."""
+        return next((shortened for first, shortened in reversed(self.cuts) if first <= layer), None)
+
+    def positions_seen(self, held: int) -> int:
+        """Positions of the full sequence that stand behind `held` slots of the first short layer."""
+        selection = self.cuts[0][1].selection
+        return held - selection.short + selection.length
+
+
+def positions_of(selection: Selection, slots: Tensor) -> Tensor:
+    """Positions of the full sequence that `slots` [1 slot] of a short layer hold, a row.
+
+    Example:
+        >>> selection = Selection.from_mask(torch.tensor([[True, False, True]]))
+        >>> positions_of(selection, torch.tensor([[0, 1, 2, 3]])).tolist()
+        [[0, 2, 3, 4]]
+    """
+    index = selection.index.to(slots.device)
+    prompt = index.gather(1, slots.clamp(max=selection.short - 1).expand(index.shape[0], -1))
+    return torch.where(slots < selection.short, prompt, slots + selection.length - selection.short)
+
+
+def held_slots(selection: Selection, key: Tensor, end: int) -> Tensor:
+    """Which of the slots `key` [1 slot], up to `end`, hold a token and no filler, a row.
+
+    Example:
+        >>> selection = Selection.from_mask(torch.tensor([[True, False, True], [False, True, False]]))
+        >>> held_slots(selection, torch.tensor([[0, 1, 2, 3]]), 3).tolist()
+        [[True, True, True, False], [False, True, True, False]]
+    """
+    valid = selection.valid.to(key.device)
+    held = valid.gather(1, key.clamp(max=selection.short - 1).expand(len(valid), -1))
+    return (held | (key >= selection.short)) & (key < end)
 
 
 def plan_of(cache: Any) -> CachePlan | None:
@@ -56,29 +84,27 @@ def decode_arguments(
     The model makes its masks for the first layer's cache, so those of the short layers are made anew, by its own rule
     on the positions of the full sequence.
     """
-    if layer < plan.layer:
+    shortened = plan.at(layer)
+    if shortened is None:
         return kwargs
-    cache, new_tokens, selection = kwargs["past_key_values"], hidden.shape[1], plan.shortened.selection
+    cache, new_tokens, selection = kwargs["past_key_values"], hidden.shape[1], shortened.selection
     entry = cache.layers[layer]
-    rule = layer_rule(
-        config, layer, plan.shortened.left_padding.to(hidden.device), sliding=bool(getattr(entry, "is_sliding", False))
-    )
+    left_padding = shortened.left_padding.to(hidden.device)
+    rule = layer_rule(config, layer, left_padding, sliding=bool(getattr(entry, "is_sliding", False)))
     flash = "flash" in config._attn_implementation
     plain = rule is causal_mask_function and new_tokens == 1 and not cache.is_compileable
-    if plan.shortened.dense and (flash or plain):
+    if shortened.dense and (flash or plain):
         return {**kwargs, "attention_mask": None}
     keys, offset = (int(n) for n in cache.get_mask_sizes(new_tokens, layer))
     have = int(entry.get_seq_length())
     key = torch.arange(keys, device=hidden.device)[None] + offset
     query = torch.arange(new_tokens, device=hidden.device)[None] + have
-    valid = selection.valid.to(hidden.device)
-    held = valid.gather(1, key.clamp(max=selection.short - 1).expand(len(valid), -1))
-    visible = (held | (key >= selection.short)) & (key < have + new_tokens)
+    visible = held_slots(selection, key, have + new_tokens)
     if flash:
         return {**kwargs, "attention_mask": visible}
     mask = ruled_mask(
-        plan.position(query),
-        plan.position(key),
+        positions_of(selection, query),
+        positions_of(selection, key),
         visible,
         rule,
         eager="eager" in config._attn_implementation,

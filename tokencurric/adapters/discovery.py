@@ -1,6 +1,6 @@
 """Finding the parts of a transformers model that compression works on, by structure and not by class."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 
 from tokencurric.errors import UnsupportedModelError
 
-_VISUAL_IDS = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
+_VISUAL_IDS = {"image": ("image_token_id", "image_token_index"), "video": ("video_token_id", "video_token_index")}
 _ATTENTION = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
 _SUPPORTED = (
     "Supported are transformers models whose decoder is a list of self-attention layers fed by one sequence of text "
@@ -27,7 +27,7 @@ class ModelParts:
         roots: modules that may be called with `input_ids`, outermost first; `base` is among them.
         decoder: the module that owns the layers. layers: its decoder layers. norm: its final norm.
         head: hidden states to logits; None if there is none.
-        visual_ids: token ids that stand for visual tokens.
+        visual_kinds: token ids that stand for visual tokens, of an "image" and of a "video".
     """
 
     base: Any
@@ -36,7 +36,12 @@ class ModelParts:
     layers: nn.ModuleList
     norm: nn.Module
     head: Callable[[Tensor], Tensor] | None
-    visual_ids: tuple[int, ...]
+    visual_kinds: Mapping[str, tuple[int, ...]]
+
+    @property
+    def visual_ids(self) -> tuple[int, ...]:
+        """Token ids that stand for visual tokens."""
+        return tuple(sorted({number for ids in self.visual_kinds.values() for number in ids}))
 
     @property
     def depth(self) -> int:
@@ -56,7 +61,7 @@ def find_parts(model: nn.Module) -> ModelParts:
         ...
         tokencurric.errors.UnsupportedModelError: Linear has no decoder layers to drop tokens in: ...
     """
-    outer = _peel(model)
+    outer = unwrap(model)
     base = outer.get_base_model() if hasattr(outer, "get_base_model") else outer
     name = type(base).__name__
     decoder = _find_decoder(base, name)
@@ -65,22 +70,35 @@ def find_parts(model: nn.Module) -> ModelParts:
     if not isinstance(norm, nn.Module):
         raise UnsupportedModelError(f"{name} has no final norm beside its decoder layers. {_SUPPORTED}")
     config = base.config
-    ids = sorted({value for field in _VISUAL_IDS if isinstance(value := getattr(config, field, None), int)})
-    if not ids:
+    kinds = {
+        kind: tuple(sorted({value for each in fields if isinstance(value := getattr(config, each, None), int)}))
+        for kind, fields in _VISUAL_IDS.items()
+    }
+    if not any(kinds.values()):
+        looked = ", ".join(name for fields in _VISUAL_IDS.values() for name in fields)
         raise UnsupportedModelError(
-            f"{name} names no visual token in its config (looked for {', '.join(_VISUAL_IDS)}). Which tokens are "
-            f"visual cannot be told. {_SUPPORTED}"
+            f"{name} names no visual token in its config (looked for {looked}). Which tokens are visual cannot be "
+            f"told. {_SUPPORTED}"
         )
     inner = getattr(base, "model", None)
     roots = tuple(
         dict.fromkeys((outer, base, *([inner] if isinstance(inner, nn.Module) and inner is not decoder else [])))
     )
     head = base.get_output_embeddings() if hasattr(base, "get_output_embeddings") else None
-    return ModelParts(base, roots, decoder, layers, norm, head, tuple(ids))
+    return ModelParts(base, roots, decoder, layers, norm, head, kinds)
 
 
-def _peel(model: nn.Module) -> Any:
-    """Without the wrappers that call what they wrap as a module: hooks on the inner one still run."""
+def unwrap(model: nn.Module) -> Any:
+    """Without DDP and torch.compile, which call what they wrap as a module: hooks on the inner one still run.
+
+    Raises:
+        UnsupportedModelError: FSDP1 is around it.
+
+    Example:
+        >>> layer = torch.nn.Linear(2, 2)
+        >>> unwrap(torch.compile(layer)) is layer
+        True
+    """
     while True:
         if isinstance(model, FullyShardedDataParallel):
             raise UnsupportedModelError(
@@ -116,7 +134,9 @@ def _refuse_unusual(base: Any, decoder: Any, name: str) -> None:
         "its layers read vision by cross-attention": bool(getattr(text, "cross_attention_layers", None)),
         "its upper layers share keys and values of lower ones": bool(getattr(text, "num_kv_shared_layers", 0)),
         f"it has layers of kind {', '.join(sorted(kinds))}": bool(kinds),
-        "a decoder layer has no self_attn": not all(hasattr(_inner(layer), "self_attn") for layer in decoder.layers),
+        "a decoder layer has no self_attn": not all(
+            hasattr(inner_layer(layer), "self_attn") for layer in decoder.layers
+        ),
     }
     for reason, holds in reasons.items():
         if holds:
@@ -126,8 +146,14 @@ def _refuse_unusual(base: Any, decoder: Any, name: str) -> None:
             )
 
 
-def _inner(layer: nn.Module) -> nn.Module:
-    """The layer below torch's activation-checkpointing wrapper."""
+def inner_layer(layer: nn.Module) -> nn.Module:
+    """The layer below torch's activation-checkpointing wrapper.
+
+    Example:
+        >>> layer = torch.nn.Linear(2, 2)
+        >>> inner_layer(layer) is layer
+        True
+    """
     inner = getattr(layer, "_checkpoint_wrapped_module", layer)
     return inner if isinstance(inner, nn.Module) else layer
 
@@ -141,7 +167,7 @@ def attention_of(layer: nn.Module) -> Any:
         >>> attention_of(layer) is layer.self_attn
         True
     """
-    return _inner(layer).self_attn
+    return inner_layer(layer).self_attn
 
 
 def is_visual(input_ids: Tensor, visual_ids: tuple[int, ...]) -> Tensor:

@@ -9,7 +9,9 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from tokencurric.adapters.pictures import Pictures
 from tokencurric.errors import RangeError, ShapeError
+from tokencurric.selection import Selection
 
 IGNORED = -100  # label of a position that is not supervised, as in transformers
 
@@ -25,6 +27,7 @@ class Layout:
         visual_counts, real_counts: a row, on the host.
         rows, predictors: of each supervised token, its row and the position that predicts it; None without labels.
         targets: the supervised tokens.
+        pictures: whose visual tokens are whose, for budgets of each picture; None where rows have one budget.
     """
 
     visual: Bool[Tensor, "batch seq"]
@@ -39,11 +42,43 @@ class Layout:
     rows: Int[Tensor, " position"] | None = None
     predictors: Int[Tensor, " position"] | None = None
     targets: Int[Tensor, " position"] | None = None
+    pictures: Pictures | None = None
 
     @property
     def length(self) -> int:
-        """Of the full sequence."""
+        """Of the sequence."""
         return self.visual.shape[1]
+
+    def shorten(
+        self,
+        selection: Selection,
+        visual_counts: tuple[int, ...],
+        real_counts: tuple[int, ...],
+        picture_counts: tuple[int, ...] | None,
+    ) -> "Layout":
+        """The layout of the selected slots, without what is to be learnt.
+
+        Args:
+            selection: from this layout's sequence. visual_counts, real_counts: what rows keep.
+            picture_counts: what pictures keep, if they have budgets of their own.
+        """
+        slot, device = selection.slot, selection.index.device
+        visual = selection.gather(self.visual.to(device)) & selection.valid
+        positions, valid = _pack(visual, max(visual_counts, default=0))
+        return Layout(
+            visual=visual,
+            real=selection.valid,
+            query=slot.gather(1, self.query.to(device)[:, None])[:, 0],
+            visual_positions=positions,
+            visual_valid=valid,
+            text_positions=slot.gather(1, self.text_positions.to(device)),
+            text_valid=self.text_valid,
+            visual_counts=visual_counts,
+            real_counts=real_counts,
+            pictures=None
+            if self.pictures is None or picture_counts is None
+            else self.pictures.keeping(selection, picture_counts),
+        )
 
 
 def lay_out(
@@ -52,6 +87,7 @@ def lay_out(
     *,
     labels: Int[Tensor, "batch seq"] | None = None,
     query: Int[Tensor, " batch"] | None = None,
+    groups: Int[Tensor, "batch seq"] | None = None,
 ) -> Layout:
     """Lay out a batch.
 
@@ -61,6 +97,8 @@ def lay_out(
     Args:
         visual: visual tokens. attention_mask: zero at padding; None means there is none. labels: as the model takes
             them, -100 where nothing is supervised. query: the query positions, if not the default.
+        groups: a number for each visual token that is the same within a picture, where pictures have budgets of their
+            own.
 
     Raises:
         ShapeError: shapes differ. RangeError: a query lies outside the sequence.
@@ -76,6 +114,7 @@ def lay_out(
         ("attention_mask", attention_mask, (batch, seq)),
         ("labels", labels, (batch, seq)),
         ("query", query, (batch,)),
+        ("groups", groups, (batch, seq)),
     ):
         if tensor is not None and tensor.shape != shape:
             raise ShapeError(
@@ -112,6 +151,7 @@ def lay_out(
     return Layout(
         visual, real, query, visual_positions, visual_valid, text_positions, text_valid,
         tuple(n_visual), tuple(n_real), rows, predictors, targets,
+        None if groups is None else Pictures.of(groups.to(visual.device), visual),
     )  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -11,49 +11,16 @@ from torch import Tensor
 
 from tokencurric.adapters.deepstack import Deepstack
 from tokencurric.adapters.layout import Layout
-from tokencurric.adapters.tap import AttentionTap
-from tokencurric.budget import Budget, keep_count
+from tokencurric.adapters.tap import Tap
+from tokencurric.budget import Budget
 from tokencurric.compressors import Compressor
+from tokencurric.draws import hash_ints
 from tokencurric.errors import RangeError, ShapeError, StateError
-from tokencurric.selection import Selection
+from tokencurric.selection import Selection, take
+from tokencurric.token_budget import Count, Cut
 from tokencurric.view import VisualView
 
 TAPPED = frozenset({"attention", "keys", "text_keys"})  # signals that need the layer before
-
-
-@dataclass(frozen=True)
-class Count:
-    """`keep` tokens of every row, or as many as `keep` says a row.
-
-    Example:
-        >>> Count(128)((576, 576))
-        128
-    """
-
-    keep: Budget
-
-    def __call__(self, counts: tuple[int, ...]) -> Budget:
-        """The budget."""
-        return self.keep
-
-
-@dataclass(frozen=True)
-class Ratio:
-    """The fraction `ratio` of each row's tokens removed.
-
-    Example:
-        >>> Ratio(7 / 9)((576, 0, 1152)).tolist()
-        [128, 0, 256]
-    """
-
-    ratio: float | int
-
-    def __call__(self, counts: tuple[int, ...]) -> Budget:
-        """The budget, a row."""
-        return torch.tensor([keep_count(n, self.ratio) for n in counts], dtype=torch.int64)
-
-
-Amount: TypeAlias = Count | Ratio
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,10 +28,11 @@ class Request:
     """What a forward pass shall do.
 
     Args:
-        compressor: decides. amount: how many tokens stay. layer: first layer that runs short. seed: of the compressor.
+        compressor: decides. cuts: how many tokens stay from which layers on. seed: of the compressor.
         layout: of the batch, if it is known; None has it made from what the model is called with.
         visual, query: the visual mask and the query positions, where the caller gives them.
         row_key: the samples' numbers; None takes a hash of each row's token ids.
+        pictures: whether budgets are of each picture. groups: which tokens are a picture, where the caller says so.
         capture: keep what is needed to run the upper layers once more.
         features: keep the outputs of the upper layers.
         finish: turns the decoder's short output into what the model goes on with; None expands it to full length.
@@ -72,17 +40,23 @@ class Request:
     """
 
     compressor: Compressor
-    amount: Amount
-    layer: int
+    cuts: tuple[Cut, ...]
     seed: int = 0
     layout: Layout | None = None
     visual: Bool[Tensor, "batch seq"] | None = None
     query: Int[Tensor, " batch"] | None = None
     row_key: Int[Tensor, " batch"] | None = None
+    pictures: bool = False
+    groups: Int[Tensor, "batch seq"] | None = None
     capture: bool = False
     features: bool = False
     finish: "Callable[[Record, Tensor], Tensor] | None" = None
     ghost: Callable[[], Tensor] | None = None
+
+    @property
+    def layer(self) -> int:
+        """First layer that runs short."""
+        return self.cuts[0].layer
 
     @property
     def taps(self) -> bool:
@@ -113,78 +87,163 @@ class Shortened:
         return gathered
 
 
+@dataclass(frozen=True, eq=False)
+class Stretch:
+    """Layers that run on one sequence.
+
+    Args:
+        layer: the first of them. layout: of their sequence. shortened: what it is of the full one; None means all.
+        slots: where its slots stand in the sequence of the layers below; None where that is the same.
+    """
+
+    layer: int
+    layout: Layout
+    shortened: Shortened | None = None
+    slots: Int[Tensor, "batch short"] | None = None
+
+    def enter(self, hidden: Float[Tensor, "batch below dim"]) -> Float[Tensor, "batch short dim"]:
+        """Hidden states of the layers below, for these."""
+        return hidden if self.slots is None else take(hidden, self.slots, 1)
+
+
 @dataclass(eq=False)
 class Record:
-    """One forward pass. It rides in the layers' keyword arguments, so a recomputation finds it again."""
+    """One forward pass, for every layer and every recomputation of a layer."""
 
     request: Request
     layout: Layout
     row_key: Int[Tensor, " batch"]
     deepstack: Deepstack | None = None
-    decided: bool = False
-    shortened: Shortened | None = None
-    tap: AttentionTap | None = None
+    decided: int = 0
+    stretches: list[Stretch] = field(default_factory=list)
+    tap: Tap | None = None
     view: VisualView | None = None
     hidden: Float[Tensor, "batch seq dim"] | None = None
     arguments: dict[int, dict[str, Any]] = field(default_factory=dict)
     features: dict[int, Tensor] = field(default_factory=dict)
     loss: Tensor | None = None
+    cache: Any = None  # where layers do not get it by name
+    through: bool = False  # the last layer has run, and nobody has taken its answer yet
+
+    def __post_init__(self) -> None:
+        if not self.stretches:
+            self.stretches.append(Stretch(0, self.layout))
+
+    @property
+    def shortened(self) -> Shortened | None:
+        """What the last layer runs on; None where nothing was dropped."""
+        return self.stretches[-1].shortened
+
+    def at(self, layer: int) -> Stretch:
+        """The stretch that `layer` belongs to."""
+        return next((each for each in reversed(self.stretches) if each.layer <= layer), self.stretches[0])
+
+    def due(self, layer: int) -> bool:
+        """Whether a choice is still to be made at the input of `layer`."""
+        return self.decided < len(self.request.cuts) and self.request.cuts[self.decided].layer == layer
 
     def decide(self, hidden: Tensor, norm: Callable[[Tensor], Tensor]) -> None:
-        """Choose the survivors from the input of the compressing layer."""
-        self.decided = True
+        """Choose the survivors from the input of a compressing layer."""
+        cut, below, self.decided = self.request.cuts[self.decided], self.stretches[-1], self.decided + 1
         if self.request.capture:
             self.hidden = hidden.detach()
-        if max(self.layout.visual_counts, default=0) == 0:
+        if max(below.layout.visual_counts, default=0) == 0:
             return
         with torch.no_grad():
-            self.view = self._look(hidden.detach(), norm)
-        self.shortened = self.shorten(self.request.amount)
+            self.view = self._look(below, hidden.detach(), norm)
+        stretch = self.shorten(cut)
+        if stretch is not None:
+            self.stretches.append(stretch)
         if not self.request.capture:
             self.view = None  # nobody selects again: free the copies it holds
 
-    def shorten(self, amount: Amount) -> Shortened | None:
-        """The selection that keeps `amount`; None where nothing is dropped."""
-        layout, view = self.layout, self.view
+    def shorten(self, cut: Cut) -> Stretch | None:
+        """What layers from `cut.layer` on run on; None where they run on what those below do."""
+        below, view = self.at(cut.layer - 1), self.view
         if view is None:
             return None
-        keep = amount(layout.visual_counts)
-        wanted = keep.tolist() if isinstance(keep, Tensor) else [keep] * len(layout.visual_counts)
-        if len(wanted) != len(layout.visual_counts):
-            raise ShapeError(
-                f"compress needs a count for each of the batch's {len(layout.visual_counts)} rows; got {len(wanted)} "
-                f"(keep={wanted}). Pass one int for all rows, or as many counts as rows."
+        layout, original, seed = below.layout, self.layout, self.request.seed
+        if below.shortened is not None:
+            seed = hash_ints(seed, cut.layer)  # a second choice does not repeat the draws of the first
+        if layout.pictures is None or original.pictures is None:
+            keep, kept = self._counts(cut, original.visual_counts, layout.visual_counts)
+            if kept == layout.visual_counts:
+                return None
+            mask = self._ask(view, keep, kept, seed)
+            in_pictures = None
+        else:
+            pictures = layout.pictures
+            keep, in_pictures = self._counts(cut, original.pictures.counts, pictures.counts, pictures.rows)
+            if in_pictures == pictures.counts:
+                return None
+            at = layout.visual_positions.to(view.tokens.device)
+            mask = pictures.join(self._ask(pictures.split(view, at), keep, in_pictures, seed), at, view.mask)
+            kept = tuple(
+                sum(count for count, of in zip(in_pictures, pictures.rows, strict=True) if of == row)
+                for row in range(len(layout.visual_counts))
             )
-        kept = [min(k, n) for k, n in zip(wanted, layout.visual_counts, strict=True)]
-        if kept == list(layout.visual_counts):
-            return None
-        compressor = self.request.compressor
+        return self._stretch(cut.layer, below, mask, kept, in_pictures)
+
+    def fork(self, stretch: Stretch | None) -> "Record":
+        """A record of the same forward pass with another selection."""
+        deepstack = None if self.deepstack is None else self.deepstack.above(self.request.layer)
+        stretches = [self.stretches[0], *([] if stretch is None else [stretch])]
+        return Record(
+            self.request, self.layout, self.row_key, deepstack, decided=len(self.request.cuts), stretches=stretches
+        )
+
+    def _counts(
+        self, cut: Cut, original: tuple[int, ...], now: tuple[int, ...], rows: tuple[int, ...] | None = None
+    ) -> tuple[Budget, tuple[int, ...]]:
+        """The budget of each row (or picture, with its row), and what each keeps."""
+        keep = cut.amount(original)
+        batch = len(self.layout.visual_counts)
+        if isinstance(keep, Tensor) and isinstance(cut.amount, Count):
+            if len(keep) != batch:
+                raise ShapeError(
+                    f"compress needs a count for each of the batch's {batch} rows; got {len(keep)} "
+                    f"(keep={keep.tolist()}). Pass one int for all rows, or as many counts as rows."
+                )
+            keep = keep if rows is None else keep[torch.tensor(rows, dtype=torch.int64)]
+        wanted = keep.tolist() if isinstance(keep, Tensor) else [keep] * len(now)
+        return keep, tuple(min(k, n) for k, n in zip(wanted, now, strict=True))
+
+    def _ask(self, view: VisualView, keep: Budget, kept: tuple[int, ...], seed: int) -> Tensor:
         with torch.no_grad():
-            mask = compressor(view, keep, seed=self.request.seed)
-        self._check(mask, kept)
+            mask = self.request.compressor(view, keep, seed=seed)
+        self._check(mask, view.mask, list(kept))
+        return mask
+
+    def _stretch(
+        self, layer: int, below: Stretch, mask: Tensor, kept: tuple[int, ...], in_pictures: tuple[int, ...] | None
+    ) -> Stretch:
+        layout = below.layout
         survives = layout.real & ~layout.visual
         # Entries past a row's tokens point at positions that are not visual: those keep what they have.
         at_positions = survives.gather(1, layout.visual_positions)
         mask = torch.where(layout.visual_valid, mask.to(survives.device), at_positions)
         survives = survives.scatter(1, layout.visual_positions, mask)
-        lengths = [real - n + k for real, n, k in zip(layout.real_counts, layout.visual_counts, kept, strict=True)]
+        lengths = tuple(real - n + k for real, n, k in zip(layout.real_counts, layout.visual_counts, kept, strict=True))
         if any(length == 0 < real for length, real in zip(lengths, layout.real_counts, strict=True)):
             raise RangeError(
-                f"compress needs at least one token left in every row; got rows that keep {lengths} tokens. A row of "
-                "visual tokens alone would vanish. Keep at least 1, or put text around the picture."
+                f"compress needs at least one token left in every row; got rows that keep {list(lengths)} tokens. A "
+                "row of visual tokens alone would vanish. Keep at least 1, or put text around the picture."
             )
-        exact = compressor.tags.exact
-        selection = Selection.from_mask(survives, width=max(lengths) if exact else None)
-        dense = len(set(lengths)) == 1 if exact else bool(selection.valid.all())
-        return Shortened(selection, dense, layout.real.int().argmax(1))
+        if (
+            not self.request.compressor.tags.exact
+        ):  # what it kept is known after it was read, which waits for the device
+            kept, lengths = tuple((mask & layout.visual_valid).sum(1).tolist()), tuple(survives.sum(1).tolist())
+            in_pictures = None if layout.pictures is None else layout.pictures.count(survives)
+        here = Selection.from_mask(survives, width=max(lengths))
+        whole = here if below.shortened is None else below.shortened.selection.then(here)
+        shortened = Shortened(whole, len(set(lengths)) == 1, self.layout.real.int().argmax(1))
+        again = layer < self.request.cuts[-1].layer  # somebody looks at the short sequence
+        return Stretch(
+            layer, layout.shorten(here, kept, lengths, in_pictures) if again else layout, shortened, here.index
+        )
 
-    def fork(self, shortened: Shortened | None) -> "Record":
-        """A record of the same forward pass with another selection."""
-        deepstack = None if self.deepstack is None else self.deepstack.above(self.request.layer)
-        return Record(self.request, self.layout, self.row_key, deepstack=deepstack, decided=True, shortened=shortened)
-
-    def _check(self, mask: Tensor, kept: list[int]) -> None:
-        name, shape = type(self.request.compressor).__name__, tuple(self.layout.visual_valid.shape)
+    def _check(self, mask: Tensor, valid: Tensor, kept: list[int]) -> None:
+        name, shape = type(self.request.compressor).__name__, tuple(valid.shape)
         if mask.dtype != torch.bool or tuple(mask.shape) != shape:
             raise ShapeError(
                 f"A compressor needs to return a boolean mask of shape {shape}; {name} returned dtype={mask.dtype}, "
@@ -192,9 +251,7 @@ class Record:
             )
         if not self.request.compressor.tags.exact:
             return
-        right = (
-            (mask & self.layout.visual_valid.to(mask.device)).sum(1) == torch.tensor(kept, device=mask.device)
-        ).all()
+        right = ((mask & valid.to(mask.device)).sum(1) == torch.tensor(kept, device=mask.device)).all()
         if mask.device.type != "cpu":
             torch._assert_async(right)  # no wait for the device in every step
         elif not bool(right):
@@ -203,8 +260,8 @@ class Record:
                 f"{mask.sum(1).tolist()}. The widths of the short tensors rely on it. Mend it, or set exact=False."
             )
 
-    def _look(self, hidden: Tensor, norm: Callable[[Tensor], Tensor]) -> VisualView:
-        layout, needs = self.layout, self.request.compressor.needs
+    def _look(self, below: Stretch, hidden: Tensor, norm: Callable[[Tensor], Tensor]) -> VisualView:
+        layout, needs = below.layout, self.request.compressor.needs
         visual, text = layout.visual_positions.to(hidden.device), layout.text_positions.to(hidden.device)
         tokens = _pick(hidden, visual)
         signals: dict[str, Tensor] = {}
@@ -219,18 +276,19 @@ class Record:
             if tapped is None:
                 raise StateError(
                     f"{type(self.request.compressor).__name__} needs attention or keys of layer "
-                    f"{self.request.layer - 1}; that layer's attention module never called transformers' attention "
-                    "interface. Use a compressor that needs neither, such as Random or Uniform."
+                    f"{self.request.cuts[self.decided - 1].layer - 1}; that layer's attention module never called "
+                    "transformers' attention interface. Use a compressor that needs neither, such as Random or Uniform."
                 )
             keys = rearrange(tapped.keys, "batch heads seq width -> batch seq heads width").to(hidden.device)
             signals["keys"] = _pick(keys, visual)
             signals["text_keys"] = _pick(keys, text)
             signals["attention"] = tapped.attention.to(hidden.device).gather(1, visual)
             self.tap = None  # frees the layer's keys
+        shortened = below.shortened
         return VisualView(
             tokens=tokens,
             valid=layout.visual_valid.to(hidden.device),
-            positions=visual,
+            positions=visual if shortened is None else shortened.selection.index.to(hidden.device).gather(1, visual),
             row_key=self.row_key.to(hidden.device),
             text_valid=layout.text_valid.to(hidden.device),
             **signals,

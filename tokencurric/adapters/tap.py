@@ -8,7 +8,7 @@ row that is needed, from the prompt's query to all keys.
 import copy
 import sys
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -32,6 +32,51 @@ class Tapped:
 
     attention: Float[Tensor, "batch seq"]
     keys: Float[Tensor, "batch kv_heads seq head_dim"]
+
+
+@runtime_checkable
+class Tap(Protocol):
+    """Something that reads one layer once.
+
+    Args:
+        tapped: what was read; None so far.
+    """
+
+    tapped: Tapped | None
+
+    def close(self) -> None:
+        """Stop listening; it may be called again."""
+        ...
+
+
+@torch.no_grad()
+def attention_row(
+    query: Float[Tensor, "batch heads seq head_dim"],
+    key: Float[Tensor, "batch kv_heads seq head_dim"],
+    at: Int[Tensor, " batch"],
+    sees: Bool[Tensor, "batch seq"],
+    *,
+    scale: float | None = None,
+    cap: float | None = None,
+) -> Float[Tensor, "batch seq"]:
+    """Attention from the position `at` of each row to all, softmax over those it sees, mean over heads.
+
+    Args:
+        query, key: after rotary embedding. at: a position a row. sees: where it may look.
+        scale: of the products; None means 1/√head_dim. cap: of a soft cap on the scaled products, if there is one.
+
+    Example:
+        >>> q = k = torch.zeros(1, 1, 2, 4)
+        >>> attention_row(q, k, torch.tensor([1]), torch.ones(1, 2, dtype=torch.bool)).tolist()
+        [[0.5, 0.5]]
+    """
+    batch, heads, _, width = query.shape
+    one = query[torch.arange(batch, device=query.device), :, at].view(batch, key.shape[1], heads // key.shape[1], width)
+    with full_precision(key.device):
+        logits = torch.einsum("bgrd,bgkd->bgrk", one.float(), key.float()).flatten(1, 2) * (scale or width**-0.5)
+    if cap is not None:
+        logits = torch.tanh(logits / cap) * cap
+    return logits.masked_fill(~sees[:, None], float("-inf")).softmax(-1).mean(1)
 
 
 class AttentionTap:
@@ -61,19 +106,12 @@ class AttentionTap:
     def read(self, query: Tensor, key: Tensor, mask: Tensor | None, arguments: dict[str, Any]) -> None:
         """Compute the row and restore the module: a recomputation of the layer is not read again."""
         self.close()
-        batch, heads, seq, width = query.shape
+        batch, seq = query.shape[0], query.shape[2]
         key = key[:, :, :seq].detach()  # a static cache's tail is empty
-        rows = torch.arange(batch, device=query.device)
-        at = self._query.to(query.device)
-        one = query[rows, :, at].view(batch, key.shape[1], heads // key.shape[1], width)
-        scale = arguments.get("scaling") or width**-0.5
-        with full_precision(key.device):
-            logits = torch.einsum("bgrd,bgkd->bgrk", one.float(), key.float()).flatten(1, 2) * scale
-        if (cap := arguments.get("softcap")) is not None:
-            logits = torch.tanh(logits / cap) * cap
-        seen = self._visible(rows, at, seq, mask)
-        attention = logits.masked_fill(~seen[:, None], float("-inf")).softmax(-1).mean(1)
-        self.tapped = Tapped(attention, key)
+        rows, at = torch.arange(batch, device=query.device), self._query.to(query.device)
+        sees = self._visible(rows, at, seq, mask)
+        scale, cap = arguments.get("scaling"), arguments.get("softcap")
+        self.tapped = Tapped(attention_row(query, key, at, sees, scale=scale, cap=cap), key)
 
     def _visible(self, rows: Tensor, at: Tensor, seq: int, mask: Tensor | None) -> Tensor:
         seen = self._real.to(at.device) & (torch.arange(seq, device=at.device) <= at[:, None])

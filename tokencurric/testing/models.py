@@ -5,9 +5,10 @@ hidden as keys from the compressing layer on. The oracle of `generate` has no ca
 everything before it anew.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -107,20 +108,22 @@ class Prompted:
 
 
 @contextmanager
-def hidden(model: nn.Module, dropped: Tensor, layer: int) -> Iterator[None]:
+def hidden(model: nn.Module, dropped: Tensor | Sequence[Tensor], layer: int | Sequence[int]) -> Iterator[None]:
     """Layers from `layer` on see all tokens under the model's own masks, with dropped tokens hidden as keys besides.
 
     Args:
-        model: of transformers. dropped: [batch seq]. layer: the first that may not see them.
+        model: of transformers. dropped: [batch seq]. layer: the first that may not see them. Several cuts are
+            sequences of both.
 
     Example:
         >>> with hidden(model, dropped, 2):  # doctest: +SKIP
         ...     model(**inputs).logits
     """
-    own = torch.eye(dropped.shape[1], dtype=torch.bool, device=dropped.device)
-    gone = dropped[:, None, None, :] & ~own
+    drops = [dropped] if isinstance(dropped, Tensor) else dropped
+    layers = [layer] if isinstance(layer, int) else layer
+    own = torch.eye(drops[0].shape[1], dtype=torch.bool, device=drops[0].device)
 
-    def hide(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    def hide(gone: Tensor, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         mask = kwargs["attention_mask"]
         if mask is None:
             mask = torch.ones_like(own).tril()[None, None]
@@ -128,7 +131,9 @@ def hidden(model: nn.Module, dropped: Tensor, layer: int) -> Iterator[None]:
         return args, {**kwargs, "attention_mask": mask & ~gone if lowest is None else mask.masked_fill(gone, lowest)}
 
     handles = [
-        each.register_forward_pre_hook(hide, with_kwargs=True) for each in list(find_parts(model).layers)[layer:]
+        each.register_forward_pre_hook(partial(hide, gone[:, None, None, :] & ~own), with_kwargs=True)
+        for gone, first in zip(drops, layers, strict=True)
+        for each in list(find_parts(model).layers)[first:]
     ]
     try:
         yield
@@ -141,8 +146,8 @@ def hidden(model: nn.Module, dropped: Tensor, layer: int) -> Iterator[None]:
 def recomputed(
     model: nn.Module,
     inputs: Inputs,
-    dropped: Tensor,
-    layer: int,
+    dropped: Tensor | Sequence[Tensor],
+    layer: int | Sequence[int],
     sequences: Tensor,
     *,
     lengthen: Callable[[Inputs, Tensor], Inputs] = lengthen,
@@ -160,8 +165,9 @@ def recomputed(
     prompt, logits = inputs["input_ids"].shape[1], []
     for length in range(prompt, sequences.shape[1]):
         longer = lengthen(inputs, sequences[:, :length])
-        gone = nn.functional.pad(dropped, (0, length - prompt))
-        with hidden(model, gone, layer):
+        drops = [dropped] if isinstance(dropped, Tensor) else dropped
+        gone = [nn.functional.pad(each, (0, length - prompt)) for each in drops]
+        with hidden(model, gone, [layer] if isinstance(layer, int) else layer):
             logits.append(model(**longer, use_cache=False).logits[:, -1])
     return torch.stack(logits)
 
@@ -192,14 +198,20 @@ class Recording:
 
     def dropped(self, batch: int, length: int) -> Tensor:
         """The dropped positions of the last call on the full sequence, [batch length]."""
-        view, mask = self.calls[-1]
-        positions = view.positions
-        assert positions is not None
-        dropped = torch.zeros(batch, length, dtype=torch.bool, device=mask.device)
-        rows = torch.arange(batch, device=mask.device)[:, None].expand_as(mask)
-        gone = view.mask & ~mask
-        dropped[rows[gone], positions[gone]] = True
-        return dropped
+        return self.drops(batch, length, 1)[0]
+
+    def drops(self, batch: int, length: int, cuts: int) -> list[Tensor]:
+        """What is gone after each of the last `cuts` calls, those before it among it, [batch length] each."""
+        found: list[Tensor] = []
+        for view, mask in self.calls[-cuts:]:
+            positions = view.positions
+            assert positions is not None
+            dropped = torch.zeros(batch, length, dtype=torch.bool, device=mask.device)
+            rows = torch.arange(batch, device=mask.device)[:, None].expand_as(mask)
+            gone = view.mask & ~mask
+            dropped[rows[gone], positions[gone]] = True
+            found.append(dropped | found[-1] if found else dropped)
+        return found
 
 
 def apart(ours: Tensor, theirs: Tensor) -> float:

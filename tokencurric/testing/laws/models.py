@@ -19,19 +19,34 @@ from tokencurric.testing.models import Prompted, Recording, apart, fingerprint, 
 
 @dataclass(frozen=True)
 class Compression:
-    """Where and how much: the decoder layer, the tokens kept, and by which compressor.
+    """Where and how much: decoder layers, the tokens kept from each on, and by which compressor.
 
     Args:
-        layer: first that runs short. keep: tokens a row. compressor: FastV reads the attention of the layer before.
+        layer: those that run shorter than the one before, ascending. keep: tokens a row. compressor: FastV reads the
+            attention of the layer before.
     """
 
-    layer: int
-    keep: int
+    layer: tuple[int, ...]
+    keep: tuple[int, ...]
     compressor: Compressor
 
 
+def _cuts(depth: int, most: int, compressor: Compressor) -> st.SearchStrategy[Compression]:
+    first = 1 if compressor.needs else 0  # what FastV reads comes from the layer before
+    layers, keeps = st.integers(first, depth - 1), st.integers(1, most)
+
+    def cuts(count: int) -> st.SearchStrategy[Compression]:
+        where = st.lists(layers, min_size=count, max_size=count, unique=True).map(sorted).map(tuple)
+        falling = st.lists(keeps, min_size=count, max_size=count, unique=True)
+        return st.builds(
+            Compression, where, falling.map(lambda each: tuple(sorted(each, reverse=True))), st.just(compressor)
+        )
+
+    return st.integers(1, min(2, depth - first, most)).flatmap(cuts)
+
+
 def compressions(subject: Prompted) -> st.SearchStrategy[Compression]:
-    """Every layer, and budgets up to half of the visual tokens of the fullest row; at least one."""
+    """One cut or two, at any layers, with up to half of the visual tokens of the fullest row; at least one."""
     parts = find_parts(subject.model)
     depth, most = parts.depth, int(is_visual(subject.inputs["input_ids"], parts.visual_ids).sum(1).max())
     if most < 2:
@@ -39,11 +54,8 @@ def compressions(subject: Prompted) -> st.SearchStrategy[Compression]:
             f"model_checks need inputs with at least two visual tokens in some row; got {most}. Nothing could be "
             "dropped. Give a batch with pictures, as the model's processor makes it."
         )
-    keep = st.integers(1, most // 2)
-    found = st.builds(Compression, st.integers(0, depth - 1), keep, st.just(Uniform()))
-    if depth > 1:  # FastV needs a layer before
-        found |= st.builds(Compression, st.integers(1, depth - 1), keep, st.just(FastV()))
-    return found
+    found = _cuts(depth, most // 2, Uniform())
+    return found | _cuts(depth, most // 2, FastV()) if depth > 1 else found
 
 
 def _always(_: Prompted) -> bool:
@@ -78,6 +90,10 @@ def _compressed(subject: Prompted, how: Compression) -> Iterator[Recording]:
         yield recording
 
 
+def _drops(subject: Prompted, how: Compression, recording: Recording) -> list[Tensor]:
+    return recording.drops(*subject.shape, len(how.layer))
+
+
 def _must_move(subject: Prompted, plain: Tensor, full: Tensor) -> None:
     moved = apart(plain, full)
     if moved < subject.moves:
@@ -93,18 +109,18 @@ def equals_the_masked_model(subject: Prompted, how: Compression) -> None:
     plain = subject.logits()
     with _compressed(subject, how) as recording:
         short = subject.logits()
-    dropped = recording.dropped(*subject.shape)
-    with hidden(subject.model, dropped, how.layer):
+    drops = _drops(subject, how, recording)
+    with hidden(subject.model, drops, how.layer):
         full = subject.logits()
-    kept = subject.real() & ~dropped
+    kept = subject.real() & ~drops[-1]
     difference = apart(short[kept], full[kept])
     if not difference < subject.tolerance:
         raise Broken(f"The logits differ by {difference:.1e} of the largest.")
     _must_move(subject, plain[kept], full[kept])
 
 
-def _recomputed(subject: Prompted, dropped: Tensor, layer: int, sequences: Tensor) -> Tensor:
-    return recomputed(subject.model, subject.inputs, dropped, layer, sequences, lengthen=subject.lengthen)
+def _recomputed(subject: Prompted, drops: list[Tensor], how: Compression, sequences: Tensor) -> Tensor:
+    return recomputed(subject.model, subject.inputs, drops, how.layer, sequences, lengthen=subject.lengthen)
 
 
 @model_law(
@@ -114,12 +130,12 @@ def generates_what_a_recompute_gives(subject: Prompted, how: Compression) -> Non
     """For four greedy tokens, of which three read the short cache."""
     with _compressed(subject, how) as recording:
         sequences, ours = subject.generated()
-    dropped = recording.dropped(*subject.shape)
-    full = _recomputed(subject, dropped, how.layer, sequences)
+    drops = _drops(subject, how, recording)
+    full = _recomputed(subject, drops, how, sequences)
     difference = apart(ours, full)
     if not difference < subject.tolerance:
         raise Broken(f"The logits differ by {difference:.1e} of the largest.")
-    undropped = _recomputed(subject, torch.zeros_like(dropped), how.layer, sequences)
+    undropped = _recomputed(subject, [torch.zeros_like(each) for each in drops], how, sequences)
     for tokens in (slice(1), slice(1, None)):  # from the prompt, and from the cache
         _must_move(subject, undropped[tokens], full[tokens])
 
@@ -146,8 +162,9 @@ def runs_short(subject: Prompted, how: Compression) -> None:
     before = widths()
     with _compressed(subject, how) as recording:
         after = widths()
-    left = int((subject.real() & ~recording.dropped(*subject.shape)).sum(1).max())
-    expected = [*before[: how.layer], *[left] * (len(before) - how.layer)]
+    expected = list(before)
+    for layer, dropped in zip(how.layer, _drops(subject, how, recording), strict=True):
+        expected[layer:] = [int((subject.real() & ~dropped).sum(1).max())] * (len(before) - layer)
     if after != expected:
         raise Broken(f"The layers run on {after} positions; expected {expected}.")
 
@@ -156,11 +173,14 @@ def runs_short(subject: Prompted, how: Compression) -> None:
 def keeps_all_when_allowed(subject: Prompted, how: Compression) -> None:
     """Also as the ratio 0."""
     plain, everything = subject.logits(), subject.shape[1]
-    for amount in ({"keep": everything}, {"ratio": 0.0}):
-        with compress(subject.model, how.compressor, layer=how.layer, **amount):
+    cuts = len(how.layer)
+    for keep, ratio in (([everything] * cuts, None), (None, [0.0] * cuts)):
+        with compress(subject.model, how.compressor, layer=how.layer, keep=keep, ratio=ratio):
             ours = subject.logits()
         if not torch.equal(ours, plain):
-            raise Broken(f"With {amount} the logits differ by {apart(ours, plain):.1e} of the largest.")
+            raise Broken(
+                f"With keep={keep}, ratio={ratio} the logits differ by {apart(ours, plain):.1e} of the largest."
+            )
 
 
 @model_law("Leaving the context leaves nothing behind in the model.", examples=2, applies=left_padded)
