@@ -61,6 +61,26 @@ def test_gathered_and_expanded_a_survivor_is_itself_and_a_dropped_one_its_predec
             assert full[row, position] == x.flatten(1)[row, source]
 
 
+@given(masks(), st.randoms(use_true_random=False))
+def test_a_selection_of_a_selection_is_one_of_the_full_sequence(keep: torch.Tensor, random):
+    first = Selection.from_mask(keep)
+    inner = torch.tensor([[ok and random.random() < 0.6 for ok in row] for row in first.valid.tolist()])
+    inner = inner.view(first.valid.shape).bool()
+    second = Selection.from_mask(inner)
+    whole, x = first.then(second), torch.arange(keep.numel()).view(keep.shape)
+    assert torch.equal(whole.gather(x), second.gather(first.gather(x)))
+    assert torch.equal(whole.valid, second.valid)
+    assert all(len(set(row)) == whole.short for row in whole.index.tolist())
+    assert first.contains(whole).all()
+    assert whole.mask.sum() == inner.sum()
+
+
+def test_a_selection_of_another_sequence_is_refused():
+    first = Selection.from_mask(torch.tensor([[True, False, True]]))
+    with pytest.raises(ShapeError, match="needs a selection of 1 rows of 2 slots; got one of 1 rows of 3"):
+        first.then(first)
+
+
 def test_keeping_all_changes_nothing_and_dropping_one_does():
     x = torch.randn(2, 5, 3)
     everything = Selection.from_mask(torch.ones(2, 5, dtype=torch.bool))

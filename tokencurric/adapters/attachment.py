@@ -12,7 +12,7 @@ from tokencurric.adapters.decoding import CachePlan, plan_of
 from tokencurric.adapters.deepstack import Deepstack
 from tokencurric.adapters.discovery import ModelParts
 from tokencurric.adapters.layout import lay_out
-from tokencurric.adapters.pictures import numbered
+from tokencurric.adapters.pictures import lengths_of, numbered
 from tokencurric.adapters.record import Record, Request, Stretch
 from tokencurric.adapters.row_keys import content_keys
 from tokencurric.adapters.seam import Call, Seam
@@ -34,7 +34,7 @@ class Attachment:
         self.request: Request | None = None
         self.record: Record | None = None  # of the latest forward
         self.prompt: int | None = None  # length of the prompt in the next forward, where more than it may come
-        self.lengths: dict[str, list[int] | None] = {}  # visual tokens of each picture of the forward under way
+        self.features: dict[str, Any] = {}  # what the forward under way made of its pictures, and of its videos
         self._seen: dict[str, Any] = {}
         self._going_on: tuple[CachePlan, Any] | None = None  # the cache that a forward after a prompt stands on
         self._replayed: Record | None = None  # where layers cannot carry a record: the one that backward runs again
@@ -71,7 +71,7 @@ class Attachment:
             self._handles.pop().remove()
         self.request = self.record = self._replayed = self._going_on = None
         self._seen = {}
-        self.lengths.clear()
+        self.features.clear()
 
     def settle(self) -> None:
         """Restore the tapped module if a forward broke off before it fired."""
@@ -85,7 +85,7 @@ class Attachment:
             return
         if module is self.parts.roots[0] or module is self.parts.base:
             self._seen = {}
-            self.lengths.clear()
+            self.features.clear()
         self._seen.update(self.seam.seen(module, args, kwargs))
 
     def _after_root(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
@@ -100,8 +100,8 @@ class Attachment:
             return None
         self.settle()
         seen, self._seen = self._seen, {}
-        lengths = dict(self.lengths)
-        self.lengths.clear()
+        features = {**(seen.get("mm_encoder_outputs") or {}), **self.features}  # `generate` makes them beforehand
+        self.features.clear()
         self.record = self._going_on = None
         call = self.seam.read(seen, args, kwargs)
         if call.past > 0:
@@ -109,7 +109,7 @@ class Attachment:
         if plan_of(call.cache) is not None:
             del call.cache._tokencurric  # a cache that was reset belongs to another prompt now
         kwargs, deepstack = self.seam.enter(kwargs)
-        self.record = record = self._begin(self.request, call, lengths, deepstack)
+        self.record = record = self._begin(self.request, call, features, deepstack)
         if self.request.ghost is not None and "inputs_embeds" in kwargs:
             embeds = kwargs["inputs_embeds"]
             kwargs = {**kwargs, "inputs_embeds": embeds + self.request.ghost().to(embeds)}
@@ -130,9 +130,7 @@ class Attachment:
         self._going_on = plan, call.cache
         return args, self.seam.go_on(plan, call, kwargs)
 
-    def _begin(
-        self, request: Request, call: Call, lengths: dict[str, list[int] | None], deepstack: Deepstack | None
-    ) -> Record:
+    def _begin(self, request: Request, call: Call, features: dict[str, Any], deepstack: Deepstack | None) -> Record:
         layout, query = request.layout, request.query
         prompt, self.prompt = self.prompt, None
         if layout is None:
@@ -144,6 +142,8 @@ class Attachment:
                 )
             groups = request.groups
             if request.pictures and groups is None:
+                config = getattr(self.parts.base, "config", None)
+                lengths = {kind: lengths_of(each, config) for kind, each in features.items()}
                 groups = numbered(call.ids, lengths, self.parts.visual_kinds)
             if prompt is not None:
                 visual = visual & (torch.arange(visual.shape[1], device=visual.device) < prompt)

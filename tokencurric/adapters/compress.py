@@ -95,9 +95,10 @@ def compress(
             pictures=per == "image",
             groups=groups,
         )
-    ask = per == "image" and groups is None
+    asks = per == "image" and groups is None
+    pictures = noting_pictures(seam.parts, attachment.features.__setitem__) if asks else nullcontext()
     try:
-        with watched(attachment), noting_pictures(seam.parts, attachment.lengths.__setitem__) if ask else nullcontext():
+        with watched(attachment), pictures:
             yield model
     finally:
         attachment.remove()

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import wraps
 from typing import Any
 
 import torch
@@ -18,11 +18,9 @@ from tokencurric.view import VisualView
 
 _PER_TOKEN = ("positions", "normed_tokens", "keys", "attention", "cls_attention")
 _PER_ROW = ("text_tokens", "normed_text_tokens", "text_keys", "text_valid")
+_ROW_BY_ROW = ("idefics2", "idefics3", "smolvlm")  # these return all pictures of a row, or their tiles, as one
 _SAY = "Pass groups=..., a whole number for each position that is the same within a picture."
-_READERS = {
-    "get_image_features": "image",
-    "get_video_features": "video",
-}  # methods of models, and what tokens they fill
+READERS = {"get_image_features": "image", "get_video_features": "video"}  # methods, and whose features they return
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,34 +113,49 @@ class Pictures:
 
 @contextmanager
 def noting_pictures(parts: ModelParts, note: Callable[[str, Any], None]) -> Iterator[None]:
-    """Within, `note(kind, lengths)` is told the visual tokens of each picture or video that the model reads.
+    """Within, `note(kind, features)` is told what the model makes of its pictures and of its videos.
 
     A transformers model makes the features of all pictures in one method, and returns them picture by picture. No hook
     sees that, so the method is wrapped on the instance while the context is open.
 
     Args:
-        parts: of the model. note: gets "image" or "video", and a list of counts or None where they are not told.
+        parts: of the model. note: gets "image" or "video", and what the method returned.
     """
-    readers = [(root, name) for name in _READERS for root in reversed(parts.roots) if hasattr(root, name)]
-    innermost = {name: root for root, name in reversed(readers)}
-    for name, root in innermost.items():
-        object.__setattr__(root, name, partial(_noted, getattr(root, name), partial(note, _READERS[name])))
+    wrapped = {}
+    for name, kind in READERS.items():
+        for root in reversed(parts.roots):
+            if hasattr(root, name):
+                wrapped[name] = root
+                object.__setattr__(root, name, _noted(getattr(root, name), kind, note))
+                break
     try:
         yield
     finally:
-        for name, root in innermost.items():
+        for name, root in wrapped.items():
             object.__delattr__(root, name)
 
 
-def _noted(method: Any, note: Any, *args: Any, **kwargs: Any) -> Any:
-    output = method(*args, **kwargs)
-    features: Any = getattr(output, "pooler_output", None)
-    apart = isinstance(features, list | tuple) or (isinstance(features, Tensor) and features.ndim == 3)
-    pixels = next((x for x in (*args, *kwargs.values()) if isinstance(x, Tensor) and x.is_floating_point()), None)
-    # Idefics' pixels are [rows pictures ...] and its features come a row; others with five axes bring sizes as well.
-    by_row = pixels is not None and pixels.ndim == 5 and "image_sizes" not in kwargs
-    note([len(each) for each in features] if apart and not by_row else None)
-    return output
+def _noted(method: Any, kind: str, note: Callable[[str, Any], None]) -> Any:
+    @wraps(method)  # transformers looks at the names of its arguments
+    def noting(*args: Any, **kwargs: Any) -> Any:
+        output = method(*args, **kwargs)
+        note(kind, output)
+        return output
+
+    return noting
+
+
+def lengths_of(features: Any, config: Any) -> list[int] | None:
+    """Visual tokens of each picture, from what a model made of them; None if it does not tell pictures apart.
+
+    Args:
+        features: the output of its `get_image_features` or `get_video_features`. config: of the model.
+    """
+    told: Any = getattr(features, "pooler_output", None)
+    untold = told is None or (isinstance(told, Tensor) and told.ndim < 3)
+    if untold or getattr(config, "model_type", None) in _ROW_BY_ROW:
+        return None
+    return [each.shape[:-1].numel() for each in told]
 
 
 def numbered(
