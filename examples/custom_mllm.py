@@ -82,8 +82,8 @@ class Block(nn.Module):
             keys, values = cache.extend(self.number, keys, values)
         mixed = functional.scaled_dot_product_attention(queries, keys, values, attn_mask=sees)
         x = x + self.out(mixed.transpose(1, 2).flatten(2))
-        x = x + self.down(functional.gelu(self.up(self.between(x))))
-        return x
+        added: Tensor = self.down(functional.gelu(self.up(self.between(x))))
+        return x + added
 
 
 class HandwrittenMLLM(nn.Module):

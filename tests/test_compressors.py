@@ -5,9 +5,10 @@ The laws that all compressors obey are tested in tests/testing.
 
 import importlib
 import importlib.util
+import inspect
 import itertools
 import json
-from dataclasses import replace
+from dataclasses import FrozenInstanceError, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from torch import Tensor
 from tests.testing.discovery import compressors
 from tokencurric import DART, Compressor, FastV, Random, Uniform, VisualView
 from tokencurric.compressors.dart import least_similar
+from tokencurric.compressors.protocol import Tags
+from tokencurric.compressors.uniform import _reverse_bits
 from tokencurric.errors import RangeError
 from tokencurric.testing.answers import question, same
 from tokencurric.testing.cases import Case, RowSpec
@@ -51,6 +54,40 @@ def test_keeps_what_its_reference_keeps(compressor: Compressor, case: Case):
     expected = reference(compressor).survivors(asked.packed.view, case.budget(), seed=case.seed)
     found = asked.survivors(compressor)
     same(compressor, case, found, expected, told=f"kept {found}, the reference {expected}")
+
+
+@pytest.mark.parametrize("compressor", [*compressors(), Compressor], ids=repr)
+def test_the_call_is_that_of_the_protocol(compressor: Compressor):
+    """By which a caller may leave the seed out, and has to name it."""
+    parameters = inspect.signature(compressor.__call__).parameters.values()
+    told = [(each.name, each.kind, each.default) for each in parameters if each.name != "self"]
+    empty, place = inspect.Parameter.empty, inspect.Parameter.POSITIONAL_OR_KEYWORD
+    assert told == [("view", place, empty), ("keep", place, empty), ("seed", inspect.Parameter.KEYWORD_ONLY, 0)]
+
+
+@pytest.mark.parametrize("compressor", compressors(), ids=repr)
+def test_a_compressor_is_a_value(compressor: Compressor):
+    names = vars(importlib.import_module("tokencurric.compressors"))
+    assert eval(repr(compressor), dict(names)) == compressor
+    assert hash(type(compressor)()) == hash(type(compressor)())
+    assert compressor != object()
+    with pytest.raises(FrozenInstanceError):
+        compressor.anything = 1
+
+
+def test_tags_claim_what_most_methods_do():
+    told = {each.name: (each.default, each.kw_only) for each in fields(Tags)}
+    claims = {"exact": True, "nested": True, "deterministic": True, "uses_position": False, "stage": "in_llm"}
+    assert told == {name: (default, True) for name, default in claims.items()}
+    assert Tags() == Tags(**claims) != Tags(nested=False)
+    with pytest.raises(FrozenInstanceError):
+        Tags().nested = False
+
+
+@given(st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=5))
+def test_uniform_reverses_the_bits_of_ranks(ranks: list[int]):
+    expected = [int(f"{rank:032b}"[::-1], 2) // 2 for rank in ranks]
+    assert _reverse_bits(torch.tensor(ranks)).tolist() == expected
 
 
 def pictures(seed: int) -> VisualView:

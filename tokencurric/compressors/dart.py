@@ -67,8 +67,6 @@ class DART:
         text_keys = view.signal("text_keys", who="DART")
         text = view.signal("normed_text_tokens", who="DART")
         count = row_budget(keep, view.mask)
-        if tokens.shape[1] == 0:
-            return view.mask
         text_valid = view.text_valid
         if text_valid is None:
             text_valid = torch.ones(text.shape[:2], dtype=torch.bool, device=text.device)
@@ -143,7 +141,7 @@ def _rows(x: Float[Tensor, "batch token dim"], index: Int[Tensor, "batch pivot"]
 
 def _order(width: int, live: Int[Tensor, " batch"], first: Int[Tensor, " batch"] | int) -> Int[Tensor, "batch pivot"]:
     """Turn of each pivot, counted over visual and text pivots that exist; -1 for those that don't."""
-    turn = torch.arange(width, device=live.device).expand(live.shape[0], width)
+    turn = torch.arange(width, device=live.device).expand(len(live), width)
     start = first[:, None] if isinstance(first, Tensor) else first
     return torch.where(turn < live[:, None], turn + start, -1)
 

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 from tokencurric.errors import RangeError
+from tokencurric.token_budget import TokenBudget
 
 
 @dataclass(frozen=True)
@@ -55,16 +55,4 @@ def tokens_per_layer(
         >>> tokens_per_layer(4, 100, keep=[50, 10], layer=[1, 3])
         (100, 50, 50, 10)
     """
-    keeps = [keep] if isinstance(keep, int) else list(keep)
-    starts = [layer] if isinstance(layer, int) else list(layer)
-    ordered = len(keeps) == len(starts) and all(a < b for a, b in pairwise(starts))
-    falling = all(a >= b for a, b in pairwise(keeps)) and all(count >= 0 for count in keeps)
-    if not (ordered and falling and all(0 <= start <= depth for start in starts)):
-        raise RangeError(
-            f"tokens_per_layer needs ascending layers from 0 to {depth} and a count for each that never grows; got "
-            f"layer={layer}, keep={keep}. Dropped tokens do not come back. Mend the cuts."
-        )
-    counts = [visual] * depth
-    for count, start in zip(keeps, starts, strict=True):
-        counts[start:] = [min(count, visual)] * (depth - start)
-    return tuple(counts)
+    return TokenBudget(keep=keep, layer=layer).per_layer(visual, depth)
