@@ -33,6 +33,21 @@ def test_a_preset_has_the_numbers_of_its_table(name: str):
             assert curriculum.layer(beta) == layer
 
 
+def test_stages_stay_what_they_were():
+    """A run that is resumed with another version of this library draws what it would have drawn."""
+    assert tcd().at(30, 100, seed=7, layers=32) == Stage(
+        layer=2,
+        layers=32,
+        student=0.2859594856336932,
+        teacher=0.2859594856336932 - 0.09,
+        margin=0.09,
+        progress=0.3,
+        seed=17641771265849953532,
+    )
+    other = icd().at(60, 100, layers=32)
+    assert (other.layer, other.student, other.seed) == (14, 0.49609652281382455, 10322047681363630443)
+
+
 def test_the_published_script_stops_widening_its_margin():
     assert [round(tcd(variant="code").margin(beta), 6) for beta in (0.2, 0.39, 0.4, 0.41)] == [0.2, 0.295, 0.3, 0.3]
 

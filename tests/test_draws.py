@@ -26,6 +26,10 @@ def test_tensors_and_ints_hash_alike(seed: int, a: int, b: int):
     assert hash_ints(seed, a, b) == splitmix(splitmix(splitmix(seed % 2**64) ^ a % 2**64) ^ b % 2**64)
 
 
+def test_one_key_is_enough():
+    assert hash_tensor(3, torch.tensor([5])).tolist() == [signed(hash_ints(3, 5))]
+
+
 def test_keys_broadcast():
     found = hash_tensor(3, torch.tensor([[1], [2]]), torch.arange(4))
     assert found.shape == (2, 4)

@@ -53,6 +53,20 @@ def test_jensen_shannon_is_symmetric_and_bounded(case: LogitsCase):
     assert bool((here <= math.log(2) + 1e-9).all())
 
 
+@given(logits(kinds=("normal",)), st.randoms(use_true_random=False))
+def test_positions_may_lie_on_several_axes(case: LogitsCase, random):
+    student, teacher = (torch.stack((x, x.flip(0))) for x in case.tensors(torch.float64))
+    mask = torch.tensor([[random.random() < 0.5 for _ in range(case.positions)] for _ in range(2)])
+    loss = ConsistencyLoss(temperature=2.0)
+    for counted in (None, mask.view(2, case.positions)):
+        flat = None if counted is None else counted.flatten()
+        total, count = loss.sum(student, teacher, counted)
+        expected, number = loss.sum(student.flatten(0, 1), teacher.flatten(0, 1), flat)
+        torch.testing.assert_close(total, expected)
+        assert int(count) == int(number)
+    assert int(loss.sum(student, teacher)[1]) == 2 * case.positions
+
+
 @pytest.mark.parametrize("temperature", [0.0, -1.0, math.inf, math.nan])
 def test_a_temperature_that_is_none_is_refused(temperature: float):
     x = torch.zeros(1, 2)

@@ -28,16 +28,18 @@ TIMEOUT, WANTED = 120, 0.9
 QUIETLY = ("-x", "-q", "-p", "no:cacheprovider", "--hypothesis-seed", "0")  # one seed: the same survivors each time
 
 # What notices a change of a file, the quickest first. `compiles` is left out: it sees nothing that eager runs don't.
+SIGNATURES = "tests/test_signatures.py"
 SUITES = {
-    "budget.py": ["tests/test_budget.py"],
-    "view.py": ["tests/test_view.py", "tests/test_compressors.py"],
-    "selection.py": ["tests/test_selection.py"],
-    "ranking.py": ["tests/test_ranking.py"],
-    "draws.py": ["tests/test_draws.py"],
-    "curriculum.py": ["tests/test_curriculum.py"],
-    "schedules/": ["tests/test_schedules.py", f"{LAWS}::test_schedule"],
-    "losses/": ["tests/test_losses.py", f"{LAWS}::test_divergence"],
-    "compressors/": ["tests/test_compressors.py", f"{LAWS}::test_compressor"],
+    "budget.py": [SIGNATURES, "tests/test_budget.py"],
+    "token_budget.py": [SIGNATURES, "tests/test_token_budget.py"],
+    "view.py": [SIGNATURES, "tests/test_view.py", "tests/test_compressors.py"],
+    "selection.py": [SIGNATURES, "tests/test_selection.py"],
+    "ranking.py": [SIGNATURES, "tests/test_ranking.py"],
+    "draws.py": [SIGNATURES, "tests/test_draws.py"],
+    "curriculum.py": [SIGNATURES, "tests/test_curriculum.py"],
+    "schedules/": [SIGNATURES, "tests/test_schedules.py", f"{LAWS}::test_schedule"],
+    "losses/": [SIGNATURES, "tests/test_losses.py", f"{LAWS}::test_divergence"],
+    "compressors/": [SIGNATURES, "tests/test_compressors.py", f"{LAWS}::test_compressor"],
 }
 
 
