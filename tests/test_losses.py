@@ -15,6 +15,7 @@ from torch.nn import functional
 from tokencurric import ConsistencyLoss, Selection
 from tokencurric.errors import RangeError, ShapeError
 from tokencurric.losses import Taught, forward_kl, jensen_shannon, reverse_kl, supervised_losses
+from tokencurric.losses.divergences import _floor
 from tokencurric.losses.features import feature_distance
 from tokencurric.testing.strategies import LogitsCase, logits
 
@@ -43,6 +44,13 @@ def test_divergences_are_their_formulas(case: LogitsCase):
 def test_the_three_divergences_differ():
     student, teacher = torch.tensor([[0.0, 1.0, 2.0]]), torch.tensor([[2.0, 0.0, 0.5]])
     assert len({round(float(d(student, teacher)), 4) for d in (forward_kl, reverse_kl, jensen_shannon)}) == 3
+
+
+def test_rounding_below_zero_is_no_divergence_but_has_its_gradient():
+    raw = torch.tensor([-1e-9, -0.5, 0.0, 2.0], requires_grad=True)
+    mended = _floor(raw)
+    assert mended.tolist() == [0.0, 0.0, 0.0, 2.0]
+    assert torch.autograd.grad(mended.sum(), raw)[0].tolist() == [1.0] * 4
 
 
 @given(logits())

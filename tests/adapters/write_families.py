@@ -16,14 +16,15 @@ sys.path.insert(0, str(ROOT))
 from tests.adapters.zoo import FAMILIES, tiny_model  # noqa: E402
 from tokencurric.testing import model_checks  # noqa: E402
 
-FILES = ["test_families.py", "test_modes.py", "test_wrappers.py::test_low_precision"]
+FILES = ["test_families.py", "test_modes.py", "test_budgets.py", "test_wrappers.py::test_low_precision"]
 LAWS = {check.name for check in model_checks()}
 ABILITIES = {
     "prefill": ["equals_the_masked_model", "keeps_all_when_allowed", "runs_short"],
     "generate": ["generates_what_a_recompute_gives"],
     "restored": ["leaves_the_model_as_it_was", "survives_an_exception"],
     "attention": ["test_attention_signal"],
-    "video": ["test_video"],
+    "video": ["test_video", "test_a_video_is_a_picture"],
+    "each picture": ["test_every_picture_keeps_its_budget", "test_families_that_do_not_tell_take_groups"],
     "EPIC": ["test_epic_shares_layers_without_a_trace_in_the_gradients"],
     "bf16, fp16": ["test_low_precision"],
 }
@@ -46,12 +47,14 @@ writes it anew.
 {families}
 
 - **prefill**: logits at the kept positions equal, within 1e-4 of the largest, those of the model at full length with
-  the dropped tokens hidden, for compression from any layer on; the layers really run on fewer positions; keeping all
+  the dropped tokens hidden, for cuts at any one or two layers; the layers really run on fewer positions; keeping all
   changes no bit. Batches of one row and of ragged rows, padded left and right, with sdpa and eager attention.
 - **generate**: the same for the logits of every new token, against whole forwards without a cache.
 - **restored**: leaving the context left no trace, also by an exception in any layer.
 - **attention**: the attention that {{py:class}}`tokencurric.FastV` reads equals what the model returns itself.
 - **video**: prefill and generate with the tokens of a video.
+- **each picture**: with `per="image"` every picture keeps its budget, touching or not, in prefill and `generate`.
+  Idefics3, SmolVLM and Llama 4 do not tell their pictures apart and take `groups=`; Video-LLaVA tells frames apart.
 - **EPIC**: gradients, where teacher and student share their first layers, equal those where they do not. Of
   `aya_vision`, which changes its logits after the output head, EPIC says so and refuses.
 - **bf16, fp16**: prefill, within 3% of the largest logit.
