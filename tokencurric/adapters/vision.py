@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.distributed.tensor import DTensor
 
+from tokencurric.adapters.blank import blank_picture
 from tokencurric.adapters.discovery import ModelParts
 from tokencurric.errors import UnsupportedModelError
 
@@ -25,21 +26,21 @@ def ghost_features(parts: ModelParts, inputs: dict[str, Any]) -> Callable[[], Te
         parts: of the model. inputs: what it is called with.
 
     Raises:
-        UnsupportedModelError: weights are sharded and what a blank picture looks like is not known.
+        UnsupportedModelError: weights are sharded and how the model takes a picture is not known.
     """
     alone = not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1)
     if alone or any(value is not None and name.startswith(VISION) for name, value in inputs.items()):
         return None
     weights = _vision_weights(parts)
     if any(isinstance(each, DTensor) or hasattr(each, "ds_id") for each in weights):
-        return partial(_blank_picture, parts, _picture_size(parts))
+        return partial(_features_of, parts, blank_picture(parts))
     trained = [each for each in weights if each.requires_grad and each.numel()]
     return partial(_zero, trained) if trained else None
 
 
 def _vision_weights(parts: ModelParts) -> list[nn.Parameter]:
     """All that the model has beside its decoder, token embeddings and head."""
-    head = parts.head.parameters() if isinstance(parts.head, nn.Module) else ()
+    head = () if parts.head is None else parts.head.parameters()
     text = {id(each) for each in (*parts.decoder.parameters(), *parts.base.get_input_embeddings().parameters(), *head)}
     return [each for each in parts.base.parameters() if id(each) not in text]
 
@@ -49,21 +50,15 @@ def _zero(weights: list[nn.Parameter]) -> Tensor:
     return torch.stack([each.reshape(-1)[0].float() for each in weights]).sum() * 0.0
 
 
-def _picture_size(parts: ModelParts) -> int:
-    vision = getattr(parts.base.config, "vision_config", None)
-    size = getattr(vision, "image_size", None)
-    if not isinstance(size, int) or hasattr(vision, "temporal_patch_size"):
+def _features_of(parts: ModelParts, picture: dict[str, Tensor]) -> Tensor:
+    output = parts.base.get_image_features(**picture, return_dict=True)
+    if output.pooler_output is None:
         raise UnsupportedModelError(
-            f"A text-only batch of {type(parts.base).__name__} on one rank, with weights sharded over ranks, needs a "
-            "blank picture; its config gives no picture size. The other ranks would wait for this one for ever. Put a "
-            "row with a picture into every batch, or train with DDP."
+            f"EPIC cannot train a {type(parts.base).__name__} with weights sharded over ranks on a batch without "
+            "pictures: its get_image_features does not return what it puts among the tokens, so a blank picture would "
+            "not reach all weights that other ranks wait for. Use DDP, or put a row with a picture into every batch."
         )
-    return size
-
-
-def _blank_picture(parts: ModelParts, size: int) -> Tensor:
-    embeddings = parts.base.get_input_embeddings().weight
-    channels = getattr(parts.base.config.vision_config, "num_channels", 3)
-    picture = torch.zeros(1, channels, size, size, device=embeddings.device, dtype=embeddings.dtype)
-    output = parts.base.get_image_features(pixel_values=picture, return_dict=True)
-    return torch.stack([each.float().sum() for each in output.pooler_output]).sum() * 0.0
+    # What the model would use and nothing else: a weight that it leaves unused has no gradient on other ranks either.
+    features = [*output.pooler_output, *(getattr(output, "deepstack_features", None) or ())]
+    every = [tensor for each in features for tensor in ([each] if isinstance(each, Tensor) else each)]
+    return torch.stack([each.float().sum() for each in every]).sum() * 0.0
