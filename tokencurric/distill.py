@@ -16,10 +16,11 @@ from tokencurric.adapters.discovery import ModelParts
 from tokencurric.adapters.layout import IGNORED, Layout, lay_out
 from tokencurric.adapters.record import Record, Request, Shortened
 from tokencurric.adapters.seam import Seam
+from tokencurric.adapters.sharding import gathered
 from tokencurric.compressors import Compressor
 from tokencurric.curriculum import Curriculum, Stage
 from tokencurric.errors import RangeError, StateError, UnsupportedModelError
-from tokencurric.losses import ConsistencyLoss, LossSums, Taught, feature_distance, supervised_losses
+from tokencurric.losses import ConsistencyLoss, Head, LossSums, Taught, feature_distance, supervised_losses
 from tokencurric.selection import Selection
 from tokencurric.token_budget import Cut, Ratio
 
@@ -240,7 +241,7 @@ class EPIC:
             taught = _separate_pass(self._teacher, self.teacher, inputs, theirs)
         elif distils and not self.share_prefix:
             taught = _separate_pass(attachment, model, inputs, self._for_teacher(request, stage))
-        shares = distils and taught is None
+        shares, sides = distils and taught is None, [taught]
         metrics: dict[str, float | int | Tensor] = {
             "student_ratio": stage.student,
             "teacher_ratio": stage.teacher,
@@ -249,23 +250,30 @@ class EPIC:
         }
 
         def finish(record: Record, hidden: Tensor) -> Tensor:
-            teacher = self._upper_layers(attachment, record, stage) if shares else taught
-            record.loss = self._loss(record, hidden, teacher, stage, num_items, metrics)
-            return hidden[:, :1]  # one position for the model's own head, whose logits nobody reads
+            if shares:
+                sides[0] = self._upper_layers(attachment, record, stage)
+            counted, _ = _counted(record.layout, record.shortened, hidden)
+            return counted[None] if len(counted) else hidden[:1, :1]  # where nothing is learnt the head runs, too
+
+        def score(record: Record, reached: Tensor, head: Head) -> Tensor:
+            return self._loss(record, reached[0], head, sides[0], stage, num_items, metrics)
 
         features = distils and self.feature_weight > 0
-        attachment.request = replace(request, capture=shares, features=features, finish=finish)
+        attachment.request = replace(request, capture=shares, features=features, finish=finish, score=score)
         try:
             loss = seam.run(model, inputs)
+            made = None if attachment.record is None else attachment.record.loss
         finally:
             attachment.settle()
             attachment.request = attachment.record = None
-        if loss is None:
+        if loss is None or made is None:
             raise UnsupportedModelError(
-                f"EPIC needs its loss to leave through the model's output; a {type(parts.base).__name__} returned "
-                "none. Wrappers find the gradient there. Have the forward return the output of its last module, or a "
-                "transformers output."
+                f"EPIC needs a model that calls its output head as a module and returns its logits; "
+                f"{type(parts.base).__name__} did not. The loss is made there, where sharded weights are whole. Models "
+                "whose forward is logits = self.lm_head(hidden) are supported."
             )
+        # On its way out of a sharded model it may have been rounded.
+        loss = loss + (made.to(loss.device) - loss).detach()
         return EpicOutput(loss, stage, {"loss": loss.detach(), **metrics})
 
     def _teacher_seam(self) -> Seam | None:
@@ -306,21 +314,32 @@ class EPIC:
     def _loss(
         self,
         record: Record,
-        hidden: Tensor,
+        reached: Tensor,
+        head: Head,
         teacher: _TeacherSide | None,
         stage: Stage,
         num_items: int | Tensor | None,
         metrics: dict[str, float | int | Tensor],
     ) -> Tensor:
+        """The loss of a micro-batch, inside the forward of the output head.
+
+        Args:
+            record: of the forward. reached: the student's hidden states that came to the head. head: its computation.
+            teacher: what a teacher left; None where nothing is compared.
+            stage, num_items: as given. metrics: are filled in.
+        """
         layout, shortened = record.layout, record.shortened
-        head = self._attached.parts.head
-        if head is None or layout.targets is None or layout.rows is None:
-            raise UnsupportedModelError("EPIC needs a model with an output head. Wrap the one that has the lm_head.")
-        student, kept = _counted(layout, shortened, hidden)
+        if layout.targets is None or layout.rows is None:
+            raise StateError("EPIC needs labels in the batch. Pass what tokencurric.data.ConversationCollator returns.")
+        student, kept = reached[: len(layout.rows)], _kept(layout, shortened)
         taught = None
         if teacher is not None and self.weight > 0:
-            taught_head = self._teacher.parts.head if self._teacher is not None else head
-            taught = Taught(teacher.hidden.to(student.device), taught_head or head, kept & teacher.kept.to(kept.device))
+            counts = kept & teacher.kept.to(kept.device)
+            if self._teacher is None:
+                taught = Taught(teacher.hidden.to(student), head, counts)
+            elif self._teacher.parts.head is not None:
+                other = gathered(self._teacher.parts.head, teacher.hidden.dtype)
+                taught = Taught(teacher.hidden.to(student.device), other, counts)
         targets = _reachable(layout, shortened, layout.targets.to(student.device))
         sums = supervised_losses(student, targets, head, taught=taught, loss=self.loss)
         items: int | Tensor = max(
@@ -410,14 +429,21 @@ def _counted(layout: Layout, shortened: Shortened | None, hidden: Tensor) -> tup
     """Hidden states at the predicting positions (or the nearest kept ones before), and which of those were kept."""
     if layout.rows is None or layout.predictors is None:
         raise StateError("EPIC needs labels in the batch. Pass what tokencurric.data.ConversationCollator returns.")
-    rows, positions = layout.rows, layout.predictors
+    rows, slots = layout.rows, layout.predictors
+    if shortened is not None:
+        device = shortened.selection.index.device
+        slots = shortened.selection.slot[rows.to(device), slots.to(device)]
+    return hidden[rows.to(hidden.device), slots.to(hidden.device)], _kept(layout, shortened)
+
+
+def _kept(layout: Layout, shortened: Shortened | None) -> Tensor:
+    """Which predicting positions were kept."""
+    if layout.rows is None or layout.predictors is None:
+        raise StateError("EPIC needs labels in the batch. Pass what tokencurric.data.ConversationCollator returns.")
     if shortened is None:
-        return hidden[rows.to(hidden.device), positions.to(hidden.device)], torch.ones_like(rows, dtype=torch.bool)
-    selection = shortened.selection
-    device = selection.index.device
-    rows, positions = rows.to(device), positions.to(device)
-    slots, kept = selection.slot[rows, positions], selection.mask[rows, positions]
-    return hidden[rows.to(hidden.device), slots.to(hidden.device)], kept
+        return torch.ones_like(layout.rows, dtype=torch.bool)
+    mask = shortened.selection.mask
+    return mask[layout.rows.to(mask.device), layout.predictors.to(mask.device)]
 
 
 def _reachable(layout: Layout, shortened: Shortened | None, targets: Tensor) -> Tensor:

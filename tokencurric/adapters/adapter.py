@@ -1,6 +1,6 @@
 """What compression has to know about a model, and how the author of one that is not from transformers says it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from jaxtyping import Bool, Float, Int
@@ -44,7 +44,7 @@ class ModelAdapter(Protocol):
     model: nn.Module
     layers: nn.ModuleList
     norm: nn.Module
-    head: Callable[[Tensor], Tensor] | None
+    head: nn.Module | None
     aligned: ClassVar[Mapping[str, int]] = {}
 
     def visual_mask(self, inputs: Mapping[str, Any]) -> Bool[Tensor, "batch seq"]:

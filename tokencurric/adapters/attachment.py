@@ -13,7 +13,7 @@ from tokencurric.adapters.deepstack import Deepstack
 from tokencurric.adapters.discovery import ModelParts
 from tokencurric.adapters.layout import lay_out
 from tokencurric.adapters.pictures import lengths_of, numbered
-from tokencurric.adapters.record import Record, Request, Stretch
+from tokencurric.adapters.record import Carrier, Record, Request, Stretch
 from tokencurric.adapters.row_keys import content_keys
 from tokencurric.adapters.seam import Call, Seam
 from tokencurric.errors import ShapeError, StateError, UnsupportedModelError
@@ -46,11 +46,16 @@ class Attachment:
             self._handles.append(root.register_forward_pre_hook(self._before_root, with_kwargs=True))
             # First in line, so that wrappers such as FSDP2 see the loss among the root's outputs.
             self._handles.append(root.register_forward_hook(self._after_root, prepend=True))
-        self._handles.append(parts.decoder.register_forward_pre_hook(self._before_decoder, with_kwargs=True))
-        self._handles.append(seam.end.register_forward_hook(self._after_end))
+        # First in line too, so that a ghost's weights are asked for where a picture's are: before the decoder's.
+        before = parts.decoder.register_forward_pre_hook(self._before_decoder, prepend=True, with_kwargs=True)
+        self._handles.append(before)
+        self._handles.append(seam.end.register_forward_hook(self._after_end, prepend=True))
         for number, layer in enumerate(parts.layers):
             self._handles.append(layer.register_forward_pre_hook(partial(self._before_layer, number), with_kwargs=True))
             self._handles.append(layer.register_forward_hook(partial(self._after_layer, number)))
+        if parts.head is not None:
+            self._handles.append(parts.head.register_forward_pre_hook(self._before_head))
+            self._handles.append(parts.head.register_forward_hook(self._after_head, prepend=True))
 
     def refuse_nesting(self) -> None:
         """Raise if another attachment is at work on the model.
@@ -114,7 +119,7 @@ class Attachment:
             embeds = kwargs["inputs_embeds"]
             kwargs = {**kwargs, "inputs_embeds": embeds + self.request.ghost().to(embeds)}
         if self.seam.carries:
-            return args, {**kwargs, self._key: record}
+            return args, {**kwargs, self._key: Carrier(record)}
         record.cache, self._replayed = call.cache, record
         return args, kwargs
 
@@ -181,6 +186,26 @@ class Attachment:
             return None
         return self.seam.with_answer(output, hidden)
 
+    # Hooks on the output head
+
+    def _before_head(self, head: nn.Module, args: tuple[Any, ...]) -> Any:
+        """Let one position through, whose logits nobody reads, and keep the rest for the loss."""
+        record = self.record
+        if self.request is None or record is None or record.request.score is None or record.loss is not None:
+            return None
+        record.reached = args[0]
+        return args[0][:, :1], *args[1:]
+
+    def _after_head(self, head: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        """Make the loss. Sharded weights are whole here, and again in backward, which begins at this output."""
+        record = self.record
+        if self.request is None or record is None or record.request.score is None or record.reached is None:
+            return None
+        reached, record.reached = record.reached, None
+        # Not through the module: how often it is called depends on the batch, and calls are where ranks wait.
+        record.loss = record.request.score(record, reached, head.forward)
+        return record.loss.reshape(1, 1, 1).clone()
+
     # Layers
 
     def _before_layer(self, number: int, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -214,8 +239,8 @@ class Attachment:
     def _record_of(self, kwargs: dict[str, Any]) -> Record | None:
         """The record of the forward that a layer runs in, or of the one that backward runs again."""
         if self.seam.carries:
-            record: Record | None = kwargs.get(self._key)
-            return record
+            carrier: Carrier | None = kwargs.get(self._key)
+            return None if carrier is None else carrier.record
         if torch._C._current_graph_task_id() != -1:  # inside of backward
             return self._replayed
         return self.record if self.request is not None else None
@@ -263,7 +288,7 @@ class Attachment:
                 "not. Set Request(capture=True)."
             )
         fork, hidden, outputs = record.fork(stretch), record.hidden, {}
-        carried = {self._key: fork} if self.seam.carries else {}
+        carried = {self._key: Carrier(fork)} if self.seam.carries else {}
         self.record, before = fork, self.record
         try:
             for number in range(record.request.layer, self.parts.depth):

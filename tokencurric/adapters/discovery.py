@@ -1,6 +1,6 @@
 """Finding the parts of a transformers model that compression works on, by structure and not by class."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +35,7 @@ class ModelParts:
     decoder: Any
     layers: nn.ModuleList
     norm: nn.Module
-    head: Callable[[Tensor], Tensor] | None
+    head: nn.Module | None
     visual_kinds: Mapping[str, tuple[int, ...]]
 
     @property

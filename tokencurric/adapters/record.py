@@ -16,11 +16,13 @@ from tokencurric.budget import Budget
 from tokencurric.compressors import Compressor
 from tokencurric.draws import hash_ints
 from tokencurric.errors import RangeError, ShapeError, StateError
+from tokencurric.losses import Head
 from tokencurric.selection import Selection, take
 from tokencurric.token_budget import Count, Cut
 from tokencurric.view import VisualView
 
 TAPPED = frozenset({"attention", "keys", "text_keys"})  # signals that need the layer before
+NORMED = frozenset({"normed_tokens", "normed_text_tokens"})  # signals that need the final norm
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +37,8 @@ class Request:
         pictures: whether budgets are of each picture. groups: which tokens are a picture, where the caller says so.
         capture: keep what is needed to run the upper layers once more.
         features: keep the outputs of the upper layers.
-        finish: turns the decoder's short output into what the model goes on with; None expands it to full length.
+        finish: turns the decoder's short output into what reaches the output head; None expands it to full length.
+        score: makes a loss of what reached the head, given the head, while its weights are whole.
         ghost: a zero that depends on the vision tower, added to the decoder's input.
     """
 
@@ -51,6 +54,7 @@ class Request:
     capture: bool = False
     features: bool = False
     finish: "Callable[[Record, Tensor], Tensor] | None" = None
+    score: "Callable[[Record, Tensor, Head], Tensor] | None" = None
     ghost: Callable[[], Tensor] | None = None
 
     @property
@@ -108,7 +112,10 @@ class Stretch:
 
 @dataclass(eq=False)
 class Record:
-    """One forward pass, for every layer and every recomputation of a layer."""
+    """One forward pass, for every layer and every recomputation of a layer.
+
+    A `Carrier` takes it along the layers' keyword arguments where layers hand on what they do not know.
+    """
 
     request: Request
     layout: Layout
@@ -121,6 +128,7 @@ class Record:
     hidden: Float[Tensor, "batch seq dim"] | None = None
     arguments: dict[int, dict[str, Any]] = field(default_factory=dict)
     features: dict[int, Tensor] = field(default_factory=dict)
+    reached: Tensor | None = None
     loss: Tensor | None = None
     cache: Any = None  # where layers do not get it by name
     through: bool = False  # the last layer has run, and nobody has taken its answer yet
@@ -148,6 +156,9 @@ class Record:
         if self.request.capture:
             self.hidden = hidden.detach()
         if max(below.layout.visual_counts, default=0) == 0:
+            with torch.no_grad():
+                for _ in self.request.compressor.needs & NORMED:  # ranks with pictures may wait for this one's share
+                    norm(hidden[:, :1])
             return
         with torch.no_grad():
             self.view = self._look(below, hidden.detach(), norm)
@@ -293,6 +304,17 @@ class Record:
             text_valid=layout.text_valid.to(hidden.device),
             **signals,
         )
+
+
+class Carrier:
+    """Takes a record through modules that sharding wraps: those copy a dataclass among the arguments, with its tensors.
+
+    Args:
+        record: the one that all layers shall see.
+    """
+
+    def __init__(self, record: Record) -> None:
+        self.record = record
 
 
 def _pick(x: Tensor, positions: Tensor) -> Tensor:

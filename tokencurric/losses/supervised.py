@@ -123,7 +123,7 @@ def supervised_losses(
 
 def _chunk_for(head: Head, hidden: Tensor) -> int:
     """Positions a chunk. A head need not be a plain layer, so the vocabulary may have to be read off one position."""
-    vocabulary = getattr(head, "out_features", None)
+    vocabulary = getattr(getattr(head, "__self__", head), "out_features", None)
     if not isinstance(vocabulary, int):
         with torch.no_grad():
             vocabulary = head(hidden[:1]).shape[-1]
