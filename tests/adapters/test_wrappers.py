@@ -1,16 +1,13 @@
-"""compress() and EPIC on wrapped models: PEFT, DDP, accelerate's hooks, low precision, torch.compile."""
+"""compress() and EPIC on wrapped models: PEFT, accelerate's hooks, low precision, torch.compile."""
 
 import copy
-import time
 
 import accelerate
 import pytest
 import torch
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from peft import LoraConfig, get_peft_model
-from torch import multiprocessing
 
-from tests.adapters import ranks
 from tests.adapters.fingerprint import Unchanged
 from tests.adapters.tiny import DEPTH, IMAGE, RAGGED, tiny_batch, tiny_llava
 from tests.adapters.zoo import tiny_inputs, tiny_model
@@ -69,44 +66,6 @@ def test_epic_trains_lora_alone():
     assert all("lora_" in name for name in trained)
     merged = EPIC(DART(), constant(0.8, margin=0.4))(copy.deepcopy(model).merge_and_unload(), batch, step=0, total=1)
     torch.testing.assert_close(out.loss, merged.loss)
-
-
-# DDP
-
-
-def finish(context, seconds=120):
-    """As `context.join()`, but ranks that hang fail the test."""
-    end = time.monotonic() + seconds
-    while not context.join(timeout=5):
-        if time.monotonic() > end:
-            for process in context.processes:
-                process.kill()
-            pytest.fail(f"the ranks did not end within {seconds} s")
-
-
-@pytest.mark.parametrize(
-    ("family", "case"),
-    [
-        ("llava", "text-only rank"),
-        pytest.param("llava", "pictures on both", marks=pytest.mark.slow),
-        pytest.param("qwen3_vl", "text-only rank", marks=pytest.mark.slow),
-    ],
-)
-def test_two_ranks_equal_one_process(tmp_path, family, case):
-    context = multiprocessing.spawn(ranks.work, (str(tmp_path), family, case), nprocs=2, join=False)
-    model, objective = ranks.model_to_train(family), ranks.epic()
-    inputs = ranks.whole_batch(family, ranks.ROWS[case])
-    ranks.gradients(model, objective, inputs, int((inputs["labels"][:, 1:] != -100).sum()))
-    finish(context)
-    theirs = torch.load(tmp_path / "gradients.pt")
-    ours = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
-    assert ours.keys() == theirs.keys()
-    assert any("project" in name or "merger" in name for name in ours)
-    for name in ours:
-        torch.testing.assert_close(theirs[name], ours[name])
-    alone, half = ranks.model_to_train(family), ranks.share(inputs, ranks.ROWS[case], 0)
-    ranks.gradients(alone, ranks.epic(), half, 2 * int((half["labels"][:, 1:] != -100).sum()))
-    assert any(apart(weight.grad, ours[name]) > 1e-2 for name, weight in alone.named_parameters() if name in ours)
 
 
 # accelerate
