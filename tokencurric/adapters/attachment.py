@@ -47,7 +47,8 @@ class Attachment:
             # First in line, so that wrappers such as FSDP2 see the loss among the root's outputs.
             self._handles.append(root.register_forward_hook(self._after_root, prepend=True))
         # First in line too, so that a ghost's weights are asked for where a picture's are: before the decoder's.
-        before = parts.decoder.register_forward_pre_hook(self._before_decoder, prepend=True, with_kwargs=True)
+        first = parts.decoder not in parts.roots  # else what the root's hook sees has to come before
+        before = parts.decoder.register_forward_pre_hook(self._before_decoder, prepend=first, with_kwargs=True)
         self._handles.append(before)
         self._handles.append(seam.end.register_forward_hook(self._after_end, prepend=True))
         for number, layer in enumerate(parts.layers):
