@@ -1,4 +1,4 @@
-"""Generation under compress(): scores against a cache-free recompute at full length, with controls."""
+"""Generation under compress(): logits against a cache-free recompute at full length, with controls."""
 
 import pytest
 import torch
@@ -6,13 +6,13 @@ from transformers import DynamicCache, StaticCache
 
 from tests.adapters.tiny import IMAGE, LAYOUTS, RAGGED, tiny_batch, tiny_llava
 from tokencurric import DART, FastV, Random, StateError, Uniform, compress
-from tokencurric.testing.models import Recording, hidden
+from tokencurric.testing.models import Recording, hidden, recomputed
 
 NEW = 5
 ARGUMENTS = {
     "max_new_tokens": NEW,
     "do_sample": False,
-    "output_scores": True,
+    "output_logits": True,
     "return_dict_in_generate": True,
     "suppress_tokens": [IMAGE],  # the recompute would take it for a picture
 }
@@ -23,34 +23,23 @@ def model(request):
     return tiny_llava(attention=request.param)
 
 
-def recomputed(model, batch, recording, layer, sequences):
-    """Scores of each new token from whole forwards over everything before it, no cache."""
-    prompt, dropped = batch["input_ids"].shape[1], recording.dropped(*batch["input_ids"].shape)
-    scores = []
-    for step in range(sequences.shape[1] - prompt):
-        ids = sequences[:, : prompt + step]
-        more = ids.new_ones(len(ids), step)
-        mask = torch.cat((batch["attention_mask"], more), 1)
-        gone = torch.cat((dropped, more.bool() & False), 1)
-        with hidden(model, gone, layer):
-            logits = model(**{**batch, "input_ids": ids, "attention_mask": mask}).logits
-        logits[..., IMAGE] = -torch.inf
-        scores.append(logits[:, -1])
-    return torch.stack(scores)
+def without_cache(model, batch, recording, layer, sequences):
+    dropped = recording.dropped(*batch["input_ids"].shape)
+    return recomputed(model, batch, dropped, layer, sequences)
 
 
 @pytest.mark.parametrize("compressor", [FastV(), DART(), Random()], ids=lambda c: type(c).__name__)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @torch.no_grad()
-def test_scores_equal_a_cache_free_recompute(model, layout, compressor):
+def test_logits_equal_a_cache_free_recompute(model, layout, compressor):
     batch = tiny_batch(LAYOUTS[layout])
     recording = Recording(compressor)
     with compress(model, recording, keep=5, layer=2):
         out = model.generate(**batch, **ARGUMENTS)
-    expected = recomputed(model, batch, recording, 2, out.sequences)
-    torch.testing.assert_close(torch.stack(out.scores), expected, rtol=1e-4, atol=1e-4)
+    expected = without_cache(model, batch, recording, 2, out.sequences)
+    torch.testing.assert_close(torch.stack(out.logits), expected, rtol=1e-4, atol=1e-4)
     plain = model.generate(**batch, **ARGUMENTS)
-    assert (plain.scores[0] - expected[0]).nan_to_num(0).abs().max() > 0.05, "control"
+    assert (plain.logits[0] - expected[0]).abs().max() > 0.05, "control"
 
 
 @pytest.mark.parametrize("layer", [0, 1, 5])
@@ -59,8 +48,8 @@ def test_other_layers(model, layer):
     batch, recording = tiny_batch(RAGGED), Recording(Uniform())
     with compress(model, recording, keep=5, layer=layer):
         out = model.generate(**batch, **ARGUMENTS)
-    expected = recomputed(model, batch, recording, layer, out.sequences)
-    torch.testing.assert_close(torch.stack(out.scores), expected, rtol=1e-4, atol=1e-4)
+    expected = without_cache(model, batch, recording, layer, out.sequences)
+    torch.testing.assert_close(torch.stack(out.logits), expected, rtol=1e-4, atol=1e-4)
 
 
 @torch.no_grad()
@@ -82,10 +71,10 @@ def test_a_reset_cache_forgets_the_prompt_before(model):
         cache.reset()
         again = model.generate(**second, **ARGUMENTS, past_key_values=cache)
         fresh = model.generate(**second, **ARGUMENTS)
-    torch.testing.assert_close(torch.stack(again.scores), torch.stack(fresh.scores))
+    torch.testing.assert_close(torch.stack(again.logits), torch.stack(fresh.logits))
     cache.reset()
     plain = model.generate(**second, **ARGUMENTS, past_key_values=cache)
-    assert not torch.allclose(plain.scores[0], fresh.scores[0])
+    assert not torch.allclose(plain.logits[0], fresh.logits[0])
 
 
 @torch.no_grad()
@@ -113,8 +102,8 @@ def test_static_cache(model):
     with compress(model, recording, keep=5, layer=2):
         cache = StaticCache(config=model.config.text_config, max_cache_len=64)
         out = model.generate(**batch, **ARGUMENTS, past_key_values=cache, disable_compile=True)
-    expected = recomputed(model, batch, recording, 2, out.sequences)
-    torch.testing.assert_close(torch.stack(out.scores), expected, rtol=1e-4, atol=1e-4)
+    expected = without_cache(model, batch, recording, 2, out.sequences)
+    torch.testing.assert_close(torch.stack(out.logits), expected, rtol=1e-4, atol=1e-4)
 
 
 @torch.no_grad()
