@@ -17,6 +17,7 @@ from tokencurric.evaluation import (
     kv_bytes,
     measure_efficiency,
     paper_kv_bytes,
+    peak_memory,
     prefill_flops,
     time_generation,
     tokens_per_layer,
@@ -105,6 +106,32 @@ def test_an_empty_cache_is_refused():
         cache_bytes(DynamicCache(config=tiny_llava().config.text_config))
 
 
+def test_peak_memory_is_the_allocators_since_the_call_began(monkeypatch):
+    """A stand-in for CUDA's allocator; what a real one holds is looked at below."""
+    held = {"now": 70, "most": 900}
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: held.update(most=held["now"]))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: held["most"])
+    assert peak_memory(lambda: held.update(most=150), torch.device("cuda", 0)) == 150
+    assert peak_memory(lambda: None, "cuda") == 70, "what was reached before the call does not count"
+
+
+def test_peak_memory_is_not_made_up_where_nothing_counts_it():
+    called = []
+    assert peak_memory(lambda: called.append(1), "cpu") is None
+    assert called == [1]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_peak_memory_on_a_device():
+    held = torch.zeros(2**20, device="cuda")
+    before = torch.cuda.memory_allocated()
+    assert before >= held.nbytes
+    assert peak_memory(lambda: torch.zeros(2**20, device="cuda").sum().item(), "cuda") >= before + held.nbytes
+    model, inputs = tiny_llava().cuda(), {name: each.cuda() for name, each in tiny_batch(EVEN).items()}
+    (row,) = measure_efficiency(model, inputs, FastV(), [5], new_tokens=1, repeats=1)
+    assert row.peak_memory > sum(weight.nbytes for weight in model.parameters())
+
+
 def test_a_row_holds_what_was_measured(model):
     whole, short = measure_efficiency(model, tiny_batch(EVEN), FastV(), [PATCHES, 5], layer=2, new_tokens=1, repeats=1)
     assert (whole.kept, short.kept, short.batch) == (PATCHES, 5, 2)
@@ -112,6 +139,7 @@ def test_a_row_holds_what_was_measured(model):
     assert short.layer_average == pytest.approx(52 / 6)
     for row in (whole, short):
         assert row.kv_bytes == row.formula_kv_bytes
+        assert row.peak_memory is None, "there is no such count of a CPU"
         assert row.timing.prefill > 0
     assert whole.flops == whole.counted_flops
     assert short.flops.decoder < short.counted_flops.decoder < whole.flops.decoder

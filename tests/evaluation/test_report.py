@@ -64,6 +64,14 @@ def test_report_holds_every_stage_figure_and_note(tmp_path):
     assert "http" not in page, "nothing is loaded from elsewhere"
 
 
+@pytest.mark.parametrize("peak", [None, 12_345_678])
+def test_peak_memory_is_told_where_it_was_measured(tmp_path, peak):
+    found = results()
+    write(tmp_path, found | {"efficiency": [row | {"peak_memory": peak} for row in found["efficiency"]]}, metrics())
+    page = write_report(tmp_path).read_text()
+    assert ("<th>peak MB</th>" in page) == ("<td>12.3</td>" in page) == (peak is not None)
+
+
 def test_report_of_less_says_less(tmp_path):
     write(tmp_path, results(("base", "epic")), metrics(("epic",)))
     page = write_report(tmp_path).read_text()

@@ -12,6 +12,7 @@ from tokencurric.evaluation.kept import kept_tokens as kept_tokens
 from tokencurric.evaluation.memory import cache_bytes as cache_bytes
 from tokencurric.evaluation.memory import kv_bytes as kv_bytes
 from tokencurric.evaluation.memory import paper_kv_bytes as paper_kv_bytes
+from tokencurric.evaluation.memory import peak_memory as peak_memory
 from tokencurric.evaluation.pictures import draw_kept as draw_kept
 from tokencurric.evaluation.pictures import plot_kept as plot_kept
 from tokencurric.evaluation.plots import save_figures as save_figures

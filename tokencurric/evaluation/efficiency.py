@@ -1,4 +1,4 @@
-"""What dropping tokens saves, side by side: tokens, FLOPs, cache bytes, time."""
+"""What dropping tokens saves, side by side: tokens, FLOPs, cache bytes, peak memory, time."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -12,7 +12,7 @@ from tokencurric.adapters.discovery import is_visual
 from tokencurric.compressors import Compressor
 from tokencurric.errors import ShapeError
 from tokencurric.evaluation.flops import Flops, count_flops, prefill_flops
-from tokencurric.evaluation.memory import cache_bytes, kv_bytes, paper_kv_bytes
+from tokencurric.evaluation.memory import cache_bytes, kv_bytes, paper_kv_bytes, peak_memory
 from tokencurric.evaluation.timing import Timing, time_generation
 from tokencurric.evaluation.tokens import PromptShape, tokens_per_layer
 
@@ -27,7 +27,8 @@ class Efficiency:
         tokens: visual tokens each layer saw. flops: in closed form. counted_flops: counted while it ran, with the
             choice of tokens.
         kv_bytes: measured in the cache. formula_kv_bytes: in closed form. paper_kv_bytes: visual tokens only, counted
-            as dropped in every layer. timing: of prefill and decoding.
+            as dropped in every layer. peak_memory: of all tensors, weights too, while the prompt was read; None where
+            the device is not CUDA. timing: of prefill and decoding.
     """
 
     batch: int
@@ -39,6 +40,7 @@ class Efficiency:
     kv_bytes: int
     formula_kv_bytes: int
     paper_kv_bytes: int
+    peak_memory: int | None
     timing: Timing
 
     @property
@@ -92,9 +94,15 @@ def measure_efficiency(
             whole = keep >= shape.visual
             return nullcontext() if whole else compress(model, compressor, keep=keep, layer=layer)
 
+        caches = []
+
+        def read() -> None:
+            said = model.generate(**inputs, max_new_tokens=1, do_sample=False, return_dict_in_generate=True)
+            caches.append(said.past_key_values)
+
         with torch.no_grad(), shortened():
             counted = count_flops(model, inputs)
-            said = model.generate(**inputs, max_new_tokens=1, do_sample=False, return_dict_in_generate=True)
+            peak = peak_memory(read, model.device)
         cut: Mapping[str, Any] = {"keep": keep, "layer": layer}
         return Efficiency(
             batch=batch,
@@ -103,9 +111,10 @@ def measure_efficiency(
             tokens=tokens_per_layer(find_parts(model).depth, shape.visual, **cut),
             flops=prefill_flops(model, shape, **cut, images=images, batch=batch),
             counted_flops=counted,
-            kv_bytes=cache_bytes(said.past_key_values),
+            kv_bytes=cache_bytes(caches[0]),
             formula_kv_bytes=kv_bytes(model, shape, **cut, batch=batch),
             paper_kv_bytes=batch * paper_kv_bytes(model, keep=min(keep, shape.visual)),
+            peak_memory=peak,
             timing=time_generation(model, inputs, shortened, new_tokens=new_tokens, repeats=repeats),
         )
 

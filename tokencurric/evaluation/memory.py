@@ -1,6 +1,6 @@
-"""Bytes of the key-value cache: measured, in closed form, and as papers count them."""
+"""Bytes of the key-value cache: measured, in closed form, and as papers count them. And the peak of all tensors."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -71,6 +71,34 @@ def paper_kv_bytes(model: Any, *, keep: int, dtype: torch.dtype | None = None) -
         33554432
     """
     return sum(_bytes_a_token(find_parts(model).layers, dtype or model.dtype)) * keep
+
+
+def peak_memory(run: Callable[[], object], device: torch.device | str) -> int | None:
+    """Bytes of all tensors that a CUDA device held at most while `run` ran: weights, activations and cache.
+
+    The allocator's own peak, which is exact for tensors and leaves out what the process holds besides: the context,
+    and memory that is reserved but not handed out. It is counted from anew, so a peak that was asked of torch before
+    is forgotten.
+
+    Args:
+        run: what is watched. device: of the model; of one that is spread over several devices, the one to look at.
+
+    Returns:
+        Bytes; None on a device that is not CUDA, where torch keeps no such count. `run` is called there too.
+
+    Example:
+        >>> peak_memory(lambda: torch.zeros(1000), "cpu") is None
+        True
+        >>> peak_memory(lambda: model.generate(**inputs), model.device)  # doctest: +SKIP
+        14523012608
+    """
+    device = torch.device(device)
+    if device.type != "cuda":
+        run()
+        return None
+    torch.cuda.reset_peak_memory_stats(device)
+    run()
+    return torch.cuda.max_memory_allocated(device)
 
 
 def _bytes_a_token(layers: Any, dtype: torch.dtype) -> list[int]:

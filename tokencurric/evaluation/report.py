@@ -167,6 +167,8 @@ def _differences(results: Mapping[str, Any]) -> str:
 def _efficiency_table(rows: Sequence[Mapping[str, Any]]) -> str:
     header = ["kept", "a layer", "layer average", "decoder MFLOPs", "whole MFLOPs", "KV kB", "KV kB, paper-style"]
     header += ["prefill ms", "decode ms a token"]
+    measured = all(row.get("peak_memory") for row in rows)
+    header += ["peak MB"] if measured else []
     cells = [
         [
             f"{row['kept']}",
@@ -178,6 +180,7 @@ def _efficiency_table(rows: Sequence[Mapping[str, Any]]) -> str:
             f"{row['paper_kv_bytes'] / 1e3:.1f}",
             f"{1e3 * row['timing']['prefill']:.1f}",
             f"{1e3 * row['timing']['decode']:.1f}",
+            *([f"{row['peak_memory'] / 1e6:.1f}"] if measured else []),
         ]
         for row in rows
     ]
