@@ -20,24 +20,12 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.allocator import cpu_peak
 from tokencurric import ConsistencyLoss
 from tokencurric.losses import Taught, supervised_losses
 
 WIDTH, VOCABULARY, WEIGHT = 512, 32_000, 0.7
-
-
-def peak(run: Callable[[], object]) -> int:
-    """Bytes that `run` holds at most beyond what there was."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
-        run()
-    events = [event for event in seen.profiler.kineto_results.events() if event.name() == "[memory]"]
-    held = most = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        held += event.nbytes()
-        most = max(most, held)
-    return most
 
 
 def in_full(hidden: Tensor, taught: Tensor, head: nn.Module, labels: Tensor) -> Tensor:
@@ -76,7 +64,7 @@ def measure(positions: int, share: float) -> dict[str, float]:
             way(leaf, taught, head, labels).backward()
             gradients.append((leaf.grad, head.weight.grad))
 
-        found[name] = peak(run)
+        found[name] = cpu_peak(run)
     for ours, theirs in zip(*gradients, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
     return {**found, "ratio": found["ours"] / found["full"]}

@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 
@@ -14,6 +14,11 @@ class Timing:
     smallest: float
     largest: float
 
+    @classmethod
+    def of(cls, seconds: Sequence[float]) -> "Timing":
+        """Of the rounds."""
+        return cls(statistics.median(seconds), min(seconds), max(seconds))
+
 
 def side_by_side(ways: Mapping[str, Callable[[], object]], *, rounds: int, warm_up: int = 1) -> dict[str, Timing]:
     """Call all `ways` in turn, `rounds` times."""
@@ -24,4 +29,4 @@ def side_by_side(ways: Mapping[str, Callable[[], object]], *, rounds: int, warm_
             call()
             if number >= warm_up:
                 seconds[name].append(time.perf_counter() - start)
-    return {name: Timing(statistics.median(s), min(s), max(s)) for name, s in seconds.items()}
+    return {name: Timing.of(each) for name, each in seconds.items()}

@@ -18,7 +18,7 @@ import argparse
 import json
 import platform
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,68 +28,23 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+from transformers import LlavaForConditionalGeneration
 
+from benchmarks.llava import IMAGE, LLAVA_7B, Shape, make_config
 from benchmarks.timing import Timing, side_by_side
 from tokencurric import EPIC, Curriculum, Random, compress, keep_count, lcd, tcd
 from tokencurric.curriculum import Stage
 from tokencurric.testing.models import Recording
 
-IMAGE = 10
-
-
-@dataclass(frozen=True)
-class Shape:
-    """Sizes of the model and of a row of the batch."""
-
-    layers: int = 32
-    width: int = 512
-    heads: int = 8
-    inner: int = 1376  # 11008 / 4096 of the width
-    vocabulary: int = 4016  # makes the head 0.65 of a layer a position
-    tower_layers: int = 6
-    tower_width: int = 256
-    side: int = 24  # patches
-    text: int = 100
-    supervised: int = 80
-    batch: int = 1
-
-    @property
-    def visual(self) -> int:
-        """Visual tokens of a row."""
-        return self.side**2
-
-
-LLAVA_7B = Shape(width=4096, heads=32, inner=11008, vocabulary=32064, tower_layers=24, tower_width=1024)
-QUICK = Shape(layers=4, width=64, heads=2, inner=172, vocabulary=502, tower_layers=1, tower_width=32, side=8)
+QUICK = Shape(
+    layers=4, width=64, heads=2, inner=172, vocabulary=502, tower_layers=1, tower_width=32, tower_heads=1, side=8
+)
 
 
 def make_model(shape: Shape) -> Any:
     """A LLaVA of random weights, ready to train as LLaVA is: all but the vision tower."""
     torch.manual_seed(0)
-    config = LlavaConfig(
-        vision_config=CLIPVisionConfig(
-            hidden_size=shape.tower_width,
-            intermediate_size=4 * shape.tower_width,
-            num_hidden_layers=shape.tower_layers,
-            num_attention_heads=shape.tower_width // 32,
-            image_size=14 * shape.side,
-            patch_size=14,
-        ),
-        text_config=LlamaConfig(
-            vocab_size=shape.vocabulary,
-            hidden_size=shape.width,
-            intermediate_size=shape.inner,
-            num_hidden_layers=shape.layers,
-            num_attention_heads=shape.heads,
-            num_key_value_heads=shape.heads,
-            max_position_embeddings=2048,
-            pad_token_id=0,
-        ),
-        image_token_index=IMAGE,
-        image_seq_length=shape.visual,
-    )
-    model: Any = LlavaForConditionalGeneration._from_config(config, attn_implementation="sdpa").train()
+    model: Any = LlavaForConditionalGeneration._from_config(make_config(shape), attn_implementation="sdpa").train()
     model.model.vision_tower.requires_grad_(False)
     return model
 
