@@ -171,3 +171,14 @@ def test_timing_generates_the_tokens_it_divides_by(model):
     assert timing.prefill > 0
     with pytest.raises(RangeError, match="repeats >= 1"):
         time_generation(model, {"input_ids": torch.tensor([[IMAGE]])}, nullcontext, repeats=0)
+
+
+def test_several_cuts_cost_what_the_formulas_say():
+    model, inputs = tiny_llava(), tiny_batch(EVEN)
+    one, two = measure_efficiency(model, inputs, Uniform(), [[5, 5], [9, 5]], layer=[2, 4], new_tokens=1, repeats=1)
+    for row in (one, two):
+        assert row.kv_bytes == row.formula_kv_bytes
+        assert row.counted_flops.layers == row.flops.layers
+        assert row.kept == 5
+    assert two.tokens == (PATCHES, PATCHES, 9, 9, 5, 5)
+    assert two.kv_bytes > one.kv_bytes, "control"

@@ -15,6 +15,7 @@ from tokencurric.evaluation.flops import Flops, count_flops, prefill_flops
 from tokencurric.evaluation.memory import cache_bytes, kv_bytes, paper_kv_bytes, peak_memory
 from tokencurric.evaluation.timing import Timing, time_generation
 from tokencurric.evaluation.tokens import PromptShape, tokens_per_layer
+from tokencurric.token_budget import TokenBudget
 
 
 @dataclass(frozen=True)
@@ -22,8 +23,8 @@ class Efficiency:
     """One kept count on one model. All figures are true ones of the run, but for `paper_kv_bytes`.
 
     Args:
-        batch: prompts that the figures are the sum of. kept: visual tokens of each that stay. layer: first layer that
-            runs on them.
+        batch: prompts that the figures are the sum of. kept: visual tokens of each that stay to the end. layer: first
+            layer that runs on them; of several cuts, the first of each.
         tokens: visual tokens each layer saw. flops: in closed form. counted_flops: counted while it ran, with the
             choice of tokens.
         kv_bytes: measured in the cache. formula_kv_bytes: in closed form. paper_kv_bytes: visual tokens only, counted
@@ -33,7 +34,7 @@ class Efficiency:
 
     batch: int
     kept: int
-    layer: int
+    layer: int | tuple[int, ...]
     tokens: tuple[int, ...]
     flops: Flops
     counted_flops: Flops
@@ -58,9 +59,9 @@ def measure_efficiency(
     model: Any,
     inputs: Mapping[str, Any],
     compressor: Compressor,
-    keeps: Sequence[int],
+    keeps: Sequence[int | Sequence[int]],
     *,
-    layer: int = 2,
+    layer: int | Sequence[int] = 2,
     new_tokens: int = 8,
     repeats: int = 3,
 ) -> list[Efficiency]:
@@ -69,10 +70,12 @@ def measure_efficiency(
     Args:
         model: a LLaVA-like model in evaluation mode. inputs: of prompts that are equally long, such as a single one.
         compressor: what drops tokens. keeps: counts, the number of visual tokens among them for comparison.
-        layer: first that runs short. new_tokens, repeats: as for `time_generation`.
+        layer: first that runs short. For several cuts a list, and in `keeps` a list of counts for each measurement.
+        new_tokens, repeats: as for `time_generation`.
 
     Raises:
-        ShapeError: the prompts differ in length. UnsupportedModelError: the model is not built as LLaVA is.
+        ShapeError: the prompts differ in length. RangeError: counts and layers make no budget.
+        UnsupportedModelError: the model is not built as LLaVA is.
 
     Example:
         >>> rows = measure_efficiency(model, prompts.inputs, Random(), [576, 64])  # doctest: +SKIP
@@ -89,9 +92,11 @@ def measure_efficiency(
     batch, shape = ids.shape[0], PromptShape(int(visual[0]), ids.shape[1] - int(visual[0]))
     images = inputs["pixel_values"].shape[0] // batch if "pixel_values" in inputs else 0
 
-    def row(keep: int) -> Efficiency:
+    def row(keep: int | Sequence[int]) -> Efficiency:
+        kept = TokenBudget(keep=keep, layer=layer).kept(shape.visual)
+
         def shortened() -> AbstractContextManager[Any]:
-            whole = keep >= shape.visual
+            whole = kept[-1] == shape.visual
             return nullcontext() if whole else compress(model, compressor, keep=keep, layer=layer)
 
         caches = []
@@ -106,14 +111,14 @@ def measure_efficiency(
         cut: Mapping[str, Any] = {"keep": keep, "layer": layer}
         return Efficiency(
             batch=batch,
-            kept=min(keep, shape.visual),
-            layer=layer,
+            kept=kept[-1],
+            layer=layer if isinstance(layer, int) else tuple(layer),
             tokens=tokens_per_layer(find_parts(model).depth, shape.visual, **cut),
             flops=prefill_flops(model, shape, **cut, images=images, batch=batch),
             counted_flops=counted,
             kv_bytes=cache_bytes(caches[0]),
             formula_kv_bytes=kv_bytes(model, shape, **cut, batch=batch),
-            paper_kv_bytes=batch * paper_kv_bytes(model, keep=min(keep, shape.visual)),
+            paper_kv_bytes=batch * paper_kv_bytes(model, keep=kept[-1]),
             peak_memory=peak,
             timing=time_generation(model, inputs, shortened, new_tokens=new_tokens, repeats=repeats),
         )
