@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from tokencurric import ConsistencyLoss, Selection
 from tokencurric.errors import RangeError, ShapeError
-from tokencurric.losses import Taught, forward_kl, jensen_shannon, reverse_kl, supervised_losses
+from tokencurric.losses import Taught, forward_kl, jensen_shannon, reverse_kl, supervised, supervised_losses
 from tokencurric.losses.divergences import _floor
 from tokencurric.losses.features import feature_distance
 from tokencurric.testing.strategies import LogitsCase, logits
@@ -297,6 +297,51 @@ def test_the_distance_of_features_is_that_of_a_loop_over_what_both_keep():
     found.backward()
     assert all(x.grad is not None for x in student.values())
     assert all(x.grad is None for x in teacher.values())
+
+
+def test_one_common_position_and_one_layer_are_not_averaged_away():
+    one = Selection.from_mask(torch.tensor([[True]]))
+    found = feature_distance(
+        {3: torch.zeros(1, 1, 2)}, one, {3: torch.tensor([[[1.0, 3.0]]])}, one, torch.tensor([2.0])
+    )
+    assert float(found) == 2 * (1 + 9) / 2
+    assert float(feature_distance({}, one, {}, one, torch.tensor([2.0]))) == 0.0
+
+
+class CountingHead(nn.Module):
+    """A head that is no plain layer: its vocabulary shows in what it returns."""
+
+    def __init__(self, vocabulary: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(vocabulary, 4, generator=torch.Generator().manual_seed(1)))
+        self.rows: list[int] = []
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        self.rows.append(len(hidden))
+        return hidden @ self.weight.T
+
+
+@pytest.mark.parametrize(
+    ("chunk", "forward", "backward"),
+    [(None, [1, 5], []), (5, [5], []), (6, [5], []), (2, [2, 2, 1], [1, 2, 2])],
+)
+def test_logits_are_made_twice_only_where_that_saves_memory(chunk: int | None, forward: list[int], backward: list[int]):
+    head, hidden = CountingHead(11), torch.randn(5, 4, requires_grad=True)
+    sums = supervised_losses(hidden, torch.arange(5), head, chunk=chunk)
+    assert head.rows == forward
+    sums.sft.backward()
+    assert head.rows == forward + backward
+    head.rows.clear()
+    with torch.no_grad():
+        supervised_losses(hidden, torch.arange(5), head, chunk=chunk)
+    assert head.rows == forward
+
+
+def test_a_huge_vocabulary_goes_position_by_position(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(supervised, "_LOGITS_A_CHUNK", 10)
+    head = CountingHead(11)
+    supervised_losses(torch.randn(3, 4), torch.arange(3), head)
+    assert head.rows == [1, 1, 1, 1]
 
 
 def test_a_row_without_a_common_position_adds_nothing():

@@ -4,18 +4,23 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.reference.rows import best
-from tokencurric.ranking import keep_largest, keep_top, rank_keys, with_position
+from tokencurric.ranking import full_precision, keep_largest, keep_top, rank_keys, with_position
 
 SMALLEST = 2.0**-149  # of float32; a decimal near it would be another number to Python and the same to torch
 SCORE = st.floats(width=32) | st.sampled_from((0.0, -0.0, 1.0, math.inf, -math.inf, math.nan, SMALLEST, -SMALLEST))
 SCORES = st.lists(SCORE, min_size=1, max_size=12)
 
 
+NEIGHBOURS = [0.0, SMALLEST, 2 * SMALLEST, -SMALLEST, -2 * SMALLEST, 1.0, 1 + 2**-23, -1.0, -1 - 2**-23]
+
+
 @given(SCORES)
+@example(NEIGHBOURS)
+@example([*NEIGHBOURS[::-1], math.nan, -math.inf, math.inf])
 def test_keys_sort_as_python_does(scores: list[float]):
     keys = rank_keys(torch.tensor(scores, dtype=torch.float32))
     assert keys.unique().numel() == len(scores)
@@ -28,6 +33,17 @@ def test_the_stated_order_is_not_just_any(order):
     scores = [math.nan, 1.0, 2.0, 2.0]
     keys = rank_keys(torch.tensor(scores))
     assert (keys.argsort(descending=True).tolist() == order(scores)) == (order is best)
+
+
+def test_products_stay_in_float32_under_autocast():
+    one = torch.ones(2, 2)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert (one @ one).dtype == torch.bfloat16
+        with full_precision(one.device):
+            assert (one @ one).dtype == torch.float32
+        assert (one @ one).dtype == torch.bfloat16
+    with full_precision(torch.device("meta")):  # which has no autocast
+        pass
 
 
 def test_scores_are_compared_in_float32():
@@ -48,6 +64,7 @@ def test_nan_of_either_sign_is_below_minus_infinity():
 
 
 @given(st.lists(st.integers(-(2**31), 2**31 - 1), min_size=1, max_size=8))
+@example([5, 6, 5, 4, -(2**31), 2**31 - 1, -1, 0])
 def test_whole_numbers_rank_with_the_earlier_position_first(values: list[int]):
     keys = with_position(torch.tensor(values))
     assert keys.argsort(descending=True).tolist() == sorted(range(len(values)), key=lambda i: (-values[i], i))
