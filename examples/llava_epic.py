@@ -15,6 +15,7 @@ import os
 import shutil
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from examples.epic.options import STAGES, Options, parse_options
 from examples.epic.questions import Data, prepare
 from examples.epic.results import read_json, replace_stages, tabulate, write_json
 from examples.epic.training import ready_for_training, train
+from tokencurric.data import measure_rows
 from tokencurric.evaluation.report import accuracy_rows, write_report
 
 
@@ -114,6 +116,8 @@ def main(arguments: list[str] | None = None) -> None:
     processor = AutoProcessor.from_pretrained(options.model)
     with state.main_process_first():
         data = prepare(options, processor, write=state.is_main_process)
+    if options.group_rows and set(options.stages) != {"base"}:
+        data = replace(data, sizes=measure_rows(data.train.file, data.collate))  # a few minutes for LLaVA's 665,000
 
     answers = {"outcomes": {}, "wall_time": {}, "efficiency": [], "settings": options.plain()} | answers
     answers |= {"comparable": comparable(options, data), "torch": torch.__version__}

@@ -247,6 +247,33 @@ def test_a_predictor_that_was_dropped(model):
     torch.testing.assert_close(out.metrics["consistency_loss"], kl / 2)
 
 
+class About(Random):
+    """Keeps about as many as it is asked to."""
+
+    tags = Tags(exact=False)
+
+    def __call__(self, view, keep, *, seed=0):
+        return super().__call__(view, keep, seed=seed) & (view.rank % 5 > 0)
+
+
+@pytest.mark.parametrize("rows", [RAGGED, EVEN, ((6,), (9,))], ids=["ragged", "even", "text-only"])
+@pytest.mark.parametrize("compressor", [Random(), About()], ids=["exact", "inexact"])
+def test_padding_is_counted_before_and_after_compression(model, compressor, rows):
+    batch, recording = batch_of(rows), Recording(compressor)
+    objective = EPIC(recording, constant(0.8), weight=0.0)
+    metrics = objective(model, batch, **STEP).metrics
+    real = batch["attention_mask"].bool()
+    left = real & ~recording.dropped(*real.shape) if recording.calls else real
+    before, after = (1 - each.sum() / (each.sum(1).max() * len(each)) for each in (real, left))
+    assert metrics["padding"] == pytest.approx(float(before), abs=1e-6)
+    assert float(metrics["student_padding"]) == pytest.approx(float(after), abs=1e-6)
+    assert isinstance(metrics["student_padding"], float) == (compressor.tags.exact or not recording.calls)
+    if rows is RAGGED:
+        assert abs(float(after) - float(before)) > 0.05, "control: compression changes it"
+    uncompressed = objective.uncompressed(model, batch).metrics
+    assert uncompressed["student_padding"] == uncompressed["padding"] == metrics["padding"]
+
+
 def test_feature_loss_is_the_distance_at_positions_both_keep(model):
     batch = batch_of(EVEN)
     recording = Recording(Uniform())

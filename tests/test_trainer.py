@@ -1,17 +1,20 @@
 """EpicTrainer: accumulation, resuming, saving, logging."""
 
 import json
+from typing import ClassVar
 
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
+from torch.utils.data import BatchSampler
 from transformers import LlavaForConditionalGeneration, TrainerCallback, TrainingArguments
 
 from tests.adapters.tiny import tiny_batch, tiny_llava
 from tokencurric import DART, EPIC, EpicTrainer, Random, compress, lcd, tcd
 from tokencurric.curriculum import constant
-from tokencurric.errors import MissingSignalError, RangeError, StateError
+from tokencurric.data import GroupedSampler, RowSizes, padding_share
+from tokencurric.errors import MissingSignalError, RangeError, ShapeError, StateError
 
 ROWS = ((3, "I", 5), (2, "I", 2, "I", 4), (6,), (4, "I", 3), (5, "I", 4), (3, "I", 9), (2, "I", 3), (7, "I", 5))
 
@@ -29,7 +32,7 @@ def collate(numbers):
     return {**batch, "row_key": torch.tensor(numbers)}
 
 
-def train(folder, *, model=None, objective=None, resume=None, callbacks=(), **arguments):
+def train(folder, *, model=None, objective=None, resume=None, callbacks=(), sizes=None, kind=EpicTrainer, **arguments):
     settings = {
         "max_steps": 4,
         "per_device_train_batch_size": 2,
@@ -40,10 +43,11 @@ def train(folder, *, model=None, objective=None, resume=None, callbacks=(), **ar
         "use_cpu": True,
         "seed": 7,
     }
-    trainer = EpicTrainer(
+    trainer = kind(
         model=tiny_llava() if model is None else model,
         args=TrainingArguments(folder, **{**settings, **arguments}),
         objective=EPIC(Random(), tcd()) if objective is None else objective,
+        sizes=sizes,
         train_dataset=Rows(),
         data_collator=collate,
         callbacks=list(callbacks),
@@ -131,6 +135,50 @@ def test_a_resumed_run_equals_the_uninterrupted(tmp_path):
     assert not torch.equal(weights(other)[name], weights(whole)[name]), "control"
     with pytest.raises(StateError, match="objective it began with"):
         train(folder, objective=EPIC(DART(), tcd()), max_steps=6, resume=f"{folder}/checkpoint-3")
+
+
+SIZES = RowSizes(
+    *zip(*((sum(16 if part == "I" else part for part in row), row.count("I")) for row in ROWS), strict=True)
+)
+
+
+class Batches(EpicTrainer):
+    """Notes which rows share a batch."""
+
+    seen: ClassVar[list[tuple[int, ...]]] = []
+
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        self.seen.append(tuple(inputs["row_key"].tolist()))
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
+
+def test_rows_of_like_length_share_a_batch(tmp_path):
+    def batches(folder, **arguments):
+        Batches.seen = []
+        trainer = train(str(tmp_path / folder), **{"kind": Batches, "max_steps": -1, "num_train_epochs": 3} | arguments)
+        return Batches.seen, [log["padding"] for log in trainer.state.log_history if "padding" in log]
+
+    seen, padding = batches("whole", sizes=SIZES)
+    expected = GroupedSampler(SIZES, 2, seed=7)
+    for epoch in range(3):
+        expected.set_epoch(epoch)
+        assert seen[4 * epoch : 4 * epoch + 4] == [tuple(each) for each in BatchSampler(expected, 2, False)]
+    assert len(set(seen)) > 4, "control: epochs differ"
+    assert padding == pytest.approx([padding_share([SIZES.tokens[row] for row in each], 2) for each in seen])
+    assert batches("random")[0] != seen
+
+    class Kill(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 6:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        batches("killed", sizes=SIZES, save_strategy="steps", save_steps=5, callbacks=[Kill()])
+    again, _ = batches("killed", sizes=SIZES, resume=str(tmp_path / "killed" / "checkpoint-5"))
+    assert again == seen[5:], "resumed within an epoch that is not the first"
+    assert batches("accumulated", sizes=SIZES, gradient_accumulation_steps=2)[0][:4] == [
+        tuple(each) for each in BatchSampler(GroupedSampler(SIZES, 2, together=2, seed=7), 2, False)
+    ]
 
 
 def test_the_saved_model_is_a_plain_checkpoint(tmp_path):
@@ -223,6 +271,7 @@ def test_what_is_logged(tmp_path):
         assert log["student_tokens"] == log["visual_tokens"] / 4
         assert log["teacher_tokens"] == log["visual_tokens"] / 2
         assert log["supervised_tokens"] == 8
+        assert 0 < log["padding"] < 1 and 0 < log["student_padding"] < 1 and log["padding"] != log["student_padding"]
         assert log["consistency_loss"] > 0
     hooks = sum(len(m._forward_hooks) for m in trainer.model.modules())
     evaluated = trainer.evaluate(Rows())
@@ -251,6 +300,10 @@ def test_errors(tmp_path):
         train(str(tmp_path), max_steps=1).predict(Rows())
     with pytest.raises(MissingSignalError, match="layer=0"):  # before the first step, though only the last is at 0
         train(str(tmp_path), objective=EPIC(DART(), lcd(last=0)), max_steps=20)
+    with pytest.raises(RangeError, match="train_sampling_strategy='random' with sizes"):
+        train(str(tmp_path), sizes=SIZES, train_sampling_strategy="sequential")
+    with pytest.raises(ShapeError, match="got 1 sizes for 8 rows"):
+        train(str(tmp_path), sizes=RowSizes((3,), (0,)))
     with pytest.raises(RangeError, match="compute_loss_func=None"):
         EpicTrainer(
             model=tiny_llava(),

@@ -12,16 +12,24 @@ from torch import Tensor, nn
 from tokencurric.adapters.adapter import ModelAdapter
 from tokencurric.adapters.attachment import Attachment
 from tokencurric.adapters.compress import check_layer, seam_of
+from tokencurric.adapters.counted import (
+    counted_states,
+    kept_predictors,
+    padding_shares,
+    reachable_targets,
+    selection_of,
+    visual_tokens,
+)
 from tokencurric.adapters.discovery import ModelParts
-from tokencurric.adapters.layout import IGNORED, Layout, lay_out
-from tokencurric.adapters.record import Record, Request, Shortened
+from tokencurric.adapters.layout import Layout, lay_out
+from tokencurric.adapters.record import Record, Request
 from tokencurric.adapters.seam import Seam
 from tokencurric.adapters.sharding import gathered
+from tokencurric.adapters.stretch import Shortened
 from tokencurric.compressors import Compressor
 from tokencurric.curriculum import Curriculum, Stage
 from tokencurric.errors import RangeError, StateError, UnsupportedModelError
 from tokencurric.losses import ConsistencyLoss, Head, LossSums, Taught, feature_distance, supervised_losses
-from tokencurric.selection import Selection
 from tokencurric.token_budget import Cut, Ratio
 
 _LOOKS = 10_000  # stages that preflight looks at, evenly spread
@@ -33,7 +41,8 @@ class EpicOutput:
 
     Args:
         loss: with a live gradient. stage: what the curriculum said.
-        metrics: what to log; tensors are detached and still on their device.
+        metrics: what to log; tensors are detached and still on their device. `padding` and `student_padding` are the
+            shares of positions that are padding, below the compressing layer and from it on.
     """
 
     loss: Float[Tensor, ""]
@@ -252,7 +261,7 @@ class EPIC:
         def finish(record: Record, hidden: Tensor) -> Tensor:
             if shares:
                 sides[0] = self._upper_layers(attachment, record, stage)
-            counted, _ = _counted(record.layout, record.shortened, hidden)
+            counted, _ = counted_states(record.layout, record.shortened, hidden)
             return counted[None] if len(counted) else hidden[:1, :1]  # where nothing is learnt the head runs, too
 
         def score(record: Record, reached: Tensor, head: Head) -> Tensor:
@@ -308,7 +317,7 @@ class EPIC:
         layers = attachment.parts.layers[stage.layer :]
         with torch.no_grad(), evaluating(layers):
             hidden, features = attachment.run_upper_layers(record, stretch)
-            at, kept = _counted(record.layout, shortened, hidden)
+            at, kept = counted_states(record.layout, shortened, hidden)
             return _TeacherSide(attachment.parts.norm(at), kept, shortened, features)
 
     def _loss(
@@ -331,7 +340,7 @@ class EPIC:
         layout, shortened = record.layout, record.shortened
         if layout.targets is None or layout.rows is None:
             raise StateError("EPIC needs labels in the batch. Pass what tokencurric.data.ConversationCollator returns.")
-        student, kept = reached[: len(layout.rows)], _kept(layout, shortened)
+        student, kept = reached[: len(layout.rows)], kept_predictors(layout, shortened)
         taught = None
         if teacher is not None and self.weight > 0:
             counts = kept & teacher.kept.to(kept.device)
@@ -340,7 +349,7 @@ class EPIC:
             elif self._teacher.parts.head is not None:
                 other = gathered(self._teacher.parts.head, teacher.hidden.dtype)
                 taught = Taught(teacher.hidden.to(student.device), other, counts)
-        targets = _reachable(layout, shortened, layout.targets.to(student.device))
+        targets = reachable_targets(layout, shortened, layout.targets.to(student.device))
         sums = supervised_losses(student, targets, head, taught=taught, loss=self.loss)
         items: int | Tensor = max(
             1, sums.sft_count if num_items is None or isinstance(num_items, Tensor) else num_items
@@ -352,7 +361,7 @@ class EPIC:
         else:
             loss = sums.sft / items
         if teacher is not None and self.feature_weight > 0:
-            ours, theirs = _selection(shortened, layout), _selection(teacher.shortened, layout)
+            ours, theirs = selection_of(shortened, layout), selection_of(teacher.shortened, layout)
             weights = torch.bincount(layout.rows, minlength=len(layout.visual_counts))
             distance = feature_distance(record.features, ours, teacher.features, theirs, weights)
             metrics["feature_loss"] = distance.detach() / max(1, sums.sft_count)
@@ -373,11 +382,12 @@ class EPIC:
         metrics["consistency_loss"] = sums.consistency.detach() / n
         metrics["supervised_tokens"] = sums.sft_count
         metrics["displaced_tokens"] = (~kept).sum()
+        metrics["padding"], metrics["student_padding"] = padding_shares(record.layout, record.shortened)
         metrics["visual_tokens"] = sum(record.layout.visual_counts)
-        metrics["student_tokens"] = _visual_tokens(record.layout, record.shortened)
+        metrics["student_tokens"] = visual_tokens(record.layout, record.shortened)
         # A student without a teacher is its own.
         shown = record.shortened if teacher is None else teacher.shortened
-        metrics["teacher_tokens"] = _visual_tokens(record.layout, shown)
+        metrics["teacher_tokens"] = visual_tokens(record.layout, shown)
 
 
 def _cut(layer: int, ratio: float | int) -> tuple[Cut]:
@@ -411,7 +421,7 @@ def _separate_pass(attachment: Attachment, model: nn.Module, inputs: dict[str, A
     sides: list[_TeacherSide] = []
 
     def finish(record: Record, hidden: Tensor) -> Tensor:
-        at, kept = _counted(record.layout, record.shortened, hidden)
+        at, kept = counted_states(record.layout, record.shortened, hidden)
         sides.append(_TeacherSide(at, kept, record.shortened, dict(record.features)))
         return hidden[:, :1]
 
@@ -423,51 +433,6 @@ def _separate_pass(attachment: Attachment, model: nn.Module, inputs: dict[str, A
         attachment.settle()
         attachment.request = attachment.record = None
     return sides[0]
-
-
-def _counted(layout: Layout, shortened: Shortened | None, hidden: Tensor) -> tuple[Tensor, Tensor]:
-    """Hidden states at the predicting positions (or the nearest kept ones before), and which of those were kept."""
-    if layout.rows is None or layout.predictors is None:
-        raise StateError("EPIC needs labels in the batch. Pass what tokencurric.data.ConversationCollator returns.")
-    rows, slots = layout.rows, layout.predictors
-    if shortened is not None:
-        device = shortened.selection.index.device
-        slots = shortened.selection.slot[rows.to(device), slots.to(device)]
-    return hidden[rows.to(hidden.device), slots.to(hidden.device)], _kept(layout, shortened)
-
-
-def _kept(layout: Layout, shortened: Shortened | None) -> Tensor:
-    """Which predicting positions were kept."""
-    if layout.rows is None or layout.predictors is None:
-        raise StateError("EPIC needs labels in the batch. Pass what tokencurric.data.ConversationCollator returns.")
-    if shortened is None:
-        return torch.ones_like(layout.rows, dtype=torch.bool)
-    mask = shortened.selection.mask
-    return mask[layout.rows.to(mask.device), layout.predictors.to(mask.device)]
-
-
-def _reachable(layout: Layout, shortened: Shortened | None, targets: Tensor) -> Tensor:
-    """`targets`, ignored where nothing that survived stands at or before the position that should predict."""
-    if shortened is None or layout.rows is None or layout.predictors is None:
-        return targets
-    before = shortened.selection.mask.cumsum(1)
-    seen = before[layout.rows.to(before.device), layout.predictors.to(before.device)] > 0
-    return torch.where(seen.to(targets.device), targets, IGNORED)
-
-
-def _visual_tokens(layout: Layout, shortened: Shortened | None) -> int | Tensor:
-    """Visual tokens of the batch that are kept."""
-    every = sum(layout.visual_counts)
-    if shortened is None:
-        return every
-    mask = shortened.selection.mask
-    return every - (layout.real.to(mask.device) & ~mask).sum()
-
-
-def _selection(shortened: Shortened | None, layout: Layout) -> Selection:
-    if shortened is not None:
-        return shortened.selection
-    return Selection.from_mask(torch.ones_like(layout.visual), width=layout.length)
 
 
 def _prepare(batch: Mapping[str, Any], seam: Seam) -> tuple[dict[str, Any], Layout]:

@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tokencurric.data.grouping import GroupedSampler
+from tokencurric.data.sizes import RowSizes
 from tokencurric.distill import EPIC, EpicOutput
-from tokencurric.errors import MissingDependencyError, RangeError, StateError
+from tokencurric.errors import MissingDependencyError, RangeError, ShapeError, StateError
 from tokencurric.recipe import describe_objective
 
 try:
@@ -38,6 +40,17 @@ class _LookAhead(TrainerCallback):
         self.objective.preflight(kwargs["model"], state.max_steps, args.seed)
 
 
+class _TellEpoch(TrainerCallback):
+    """Tells the sampler the epoch: on resuming with several processes, data loaders do not reach as far as to it."""
+
+    def __init__(self, trainer: "EpicTrainer") -> None:
+        self.trainer = trainer
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.trainer.sampler is not None:
+            self.trainer.sampler.set_epoch(int(state.epoch or 0))
+
+
 class EpicTrainer(Trainer):
     """transformers' Trainer with the loss of an `EPIC` objective.
 
@@ -51,9 +64,11 @@ class EpicTrainer(Trainer):
         args: and all others, as for transformers.Trainer. Batches need `labels`; `row_key` (the sample's number in the
             data) makes draws follow the sample. Columns reach the collator as they are.
         objective: what is minimised.
+        sizes: of the training rows (`tokencurric.data.measure_rows`): rows of like length then share a batch, rows with
+            pictures and rows without do not, as in LLaVA's training. None leaves the order to `args`.
 
     Raises:
-        RangeError: an argument of the training contradicts the objective.
+        RangeError: an argument of the training contradicts the objective. ShapeError: `sizes` are not of the rows.
 
     Example:
         >>> EpicTrainer(model=model, args=arguments, objective=EPIC(DART(), tcd()),  # doctest: +SKIP
@@ -62,7 +77,7 @@ class EpicTrainer(Trainer):
 
     objective: EPIC
 
-    def __init__(self, *args: Any, objective: EPIC, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, objective: EPIC, sizes: RowSizes | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if self.args.label_smoothing_factor != 0:
             raise RangeError(
@@ -88,8 +103,16 @@ class EpicTrainer(Trainer):
             )
         if isinstance(objective.teacher, nn.Module):
             objective.teacher.to(self.args.device)
+        if sizes is not None and self.args.train_sampling_strategy != "random":
+            raise RangeError(
+                "EpicTrainer needs train_sampling_strategy='random' with sizes=...; got "
+                f"{self.args.train_sampling_strategy!r}. Both would say which rows share a batch. Leave one out."
+            )
+        self.sizes = sizes
+        self.sampler: GroupedSampler | None = None  # of the training, once its data loader is made
         self._noted: dict[str, float | Tensor] = {}
         self.add_callback(_LookAhead(objective))
+        self.add_callback(_TellEpoch(self))
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As transformers.Trainer.train; the hooks are taken off at the end, also after an error."""
@@ -187,6 +210,20 @@ class EpicTrainer(Trainer):
         Path(directory, RECIPE).write_text(text + "\n", encoding="utf-8")
 
     # Trainer's own seams
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        if self.sizes is None:
+            return super()._get_train_sampler(train_dataset)
+        rows: Any = self.train_dataset if train_dataset is None else train_dataset
+        if len(rows) != len(self.sizes):
+            raise ShapeError(
+                f"EpicTrainer needs sizes of the rows it trains on; got {len(self.sizes)} sizes for {len(rows)} rows. "
+                "They say which rows share a batch. Measure the same data set."
+            )
+        together = self.args.world_size * self.args.gradient_accumulation_steps
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        self.sampler = GroupedSampler(self.sizes, self._train_batch_size, together=together, seed=seed)
+        return self.sampler
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         super()._save(output_dir, state_dict)

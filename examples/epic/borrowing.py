@@ -42,7 +42,7 @@ def comparable(options: Options, data: Data) -> dict[str, Any]:
         "lora": options.lora,
         "bf16": options.bf16,
         "seed": options.seed,
-    }
+    } | ({"group_rows": True} if options.group_rows else {})  # shipped results are from before there was the choice
 
 
 def borrow(outcomes: Outcomes, options: Options, data: Data) -> tuple[Outcomes, list[dict[str, Any]], list[str]]:

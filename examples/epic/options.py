@@ -30,6 +30,7 @@ EMBEDDED = {
     "save_every": 160,
     "workers": 0,
     "max_length": 512,
+    "group_rows": False,
 }
 SMOKE = EMBEDDED | {"steps": 3, "batch": 4, "questions": 12, "scenes": 16, "eval_batch": 6, "save_every": 2}
 REAL = EMBEDDED | {
@@ -49,6 +50,7 @@ REAL = EMBEDDED | {
     "save_every": 500,
     "workers": 4,
     "max_length": 2048,
+    "group_rows": True,
 }
 
 
@@ -81,6 +83,7 @@ class Options:
     bf16: bool
     gradient_checkpointing: bool
     max_length: int
+    group_rows: bool
     log_every: int
     save_every: int
     workers: int
@@ -156,6 +159,9 @@ def parse_options(arguments: list[str] | None = None) -> Options:
     effort.add_argument("--bf16", action="store_true", default=False, help="train in bfloat16")
     effort.add_argument("--gradient-checkpointing", action="store_true", default=False, help="less memory, more time")
     effort.add_argument("--max-length", type=int, help="tokens; longer conversations lose their last turns")
+    effort.add_argument(
+        "--group-rows", action=argparse.BooleanOptionalAction, help="batches of like length, text-only rows apart"
+    )
     effort.add_argument("--log-every", type=int, help="steps")
     effort.add_argument("--save-every", type=int, help="steps")
     effort.add_argument("--workers", type=int, help="processes that prepare batches")

@@ -14,6 +14,7 @@ from tokencurric.data import (
     ConversationDataset,
     PromptCollator,
     Prompts,
+    RowSizes,
     Sample,
     read_conversations,
 )
@@ -25,7 +26,10 @@ TRAINED = {"color": 0.2, "shape": 0.15, "exists": 0.1, "count": 0.55}
 
 @dataclass(frozen=True)
 class Data:
-    """Conversations to train on, questions as left-padded prompts with what kind each is, and a digest of the files."""
+    """Conversations to train on, questions as left-padded prompts with what kind each is, and a digest of the files.
+
+    `sizes` are of the conversations, where batches are made by them.
+    """
 
     train: ConversationDataset
     collate: ConversationCollator
@@ -33,6 +37,7 @@ class Data:
     prompts: list[Prompts]
     kinds: dict[int, str]
     digest: str
+    sizes: RowSizes | None = None
 
 
 def prepare(options: Options, processor: Any, *, write: bool) -> Data:

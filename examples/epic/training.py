@@ -60,6 +60,7 @@ def train(stage: str, model: Any, processor: Any, data: Data, options: Options) 
         model=model,
         args=arguments,
         objective=make_objective(stage, options),
+        sizes=data.sizes,
         train_dataset=data.train,
         data_collator=data.collate,
         processing_class=processor,

@@ -60,7 +60,11 @@ class Case:
         return mock.patch("tokencurric.losses.supervised._LOGITS_A_CHUNK", self.chunk * vocabulary)
 
     def ghosts(self):
-        return nullcontext() if self.ghost else mock.patch("tokencurric.distill.ghost_features", return_value=None)
+        return (
+            nullcontext()
+            if self.ghost
+            else mock.patch("tokencurric.adapters.hugging_face.ghost_features", return_value=None)
+        )
 
 
 # Ways to shard. A whole tower cannot be a unit: FSDP2 renames its class, by which transformers finds what to record.

@@ -118,7 +118,7 @@ def test_conversations_of_ones_own(finished, tmp_path):
     """As the real thing is run, with Vicuna's template and DART."""
     scenes = finished[0] / "scenes"
     data = ("--data", scenes / "train.json", "--images", scenes / "images", "--eval-data", scenes / "test.json")
-    run("--output", tmp_path, *data, "--stages", "epic", "--compressor", "dart", "--accumulate", "2")
+    run("--output", tmp_path, *data, "--stages", "epic", "--compressor", "dart", "--accumulate", "2", "--group-rows")
     found = json.loads((tmp_path / "results.json").read_text())
     assert found["questions"] == 12
     assert found["settings"]["template"] == "vicuna_v1"

@@ -13,9 +13,10 @@ from tokencurric.adapters.deepstack import Deepstack
 from tokencurric.adapters.discovery import ModelParts
 from tokencurric.adapters.layout import lay_out
 from tokencurric.adapters.pictures import lengths_of, numbered
-from tokencurric.adapters.record import Carrier, Record, Request, Stretch
+from tokencurric.adapters.record import Carrier, Record, Request
 from tokencurric.adapters.row_keys import content_keys
 from tokencurric.adapters.seam import Call, Seam
+from tokencurric.adapters.stretch import Stretch
 from tokencurric.errors import ShapeError, StateError, UnsupportedModelError
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers.masking_utils import causal_mask_function
 
 from tokencurric.adapters.masks import layer_rule, ruled_mask
-from tokencurric.adapters.record import Shortened
+from tokencurric.adapters.stretch import Shortened
 from tokencurric.selection import Selection
 
 

@@ -13,8 +13,8 @@ from tokencurric.adapters.decoding import CachePlan, held_slots, positions_of
 from tokencurric.adapters.deepstack import Deepstack
 from tokencurric.adapters.discovery import ModelParts, inner_layer, unwrap
 from tokencurric.adapters.layout import Layout
-from tokencurric.adapters.record import Shortened
 from tokencurric.adapters.seam import Call
+from tokencurric.adapters.stretch import Shortened
 from tokencurric.adapters.tap import Tapped, attention_row
 from tokencurric.errors import StateError, UnsupportedModelError
 from tokencurric.selection import Selection

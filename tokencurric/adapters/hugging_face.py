@@ -12,8 +12,8 @@ from tokencurric.adapters.deepstack import Deepstack, take_over
 from tokencurric.adapters.discovery import attention_of, find_parts, is_visual
 from tokencurric.adapters.layout import Layout
 from tokencurric.adapters.masks import ruled_mask, short_mask, widen
-from tokencurric.adapters.record import Shortened
 from tokencurric.adapters.seam import Call
+from tokencurric.adapters.stretch import Shortened
 from tokencurric.adapters.tap import AttentionTap
 from tokencurric.adapters.vision import VISION, ghost_features
 from tokencurric.errors import UnsupportedModelError

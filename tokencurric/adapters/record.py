@@ -11,13 +11,14 @@ from torch import Tensor
 
 from tokencurric.adapters.deepstack import Deepstack
 from tokencurric.adapters.layout import Layout
+from tokencurric.adapters.stretch import Shortened, Stretch
 from tokencurric.adapters.tap import Tap
 from tokencurric.budget import Budget
 from tokencurric.compressors import Compressor
 from tokencurric.draws import hash_ints
 from tokencurric.errors import RangeError, ShapeError, StateError
 from tokencurric.losses import Head
-from tokencurric.selection import Selection, take
+from tokencurric.selection import Selection
 from tokencurric.token_budget import Count, Cut
 from tokencurric.view import VisualView
 
@@ -66,48 +67,6 @@ class Request:
     def taps(self) -> bool:
         """Whether the layer before has to be listened to."""
         return bool(self.compressor.needs & TAPPED)
-
-
-@dataclass(frozen=True, eq=False)
-class Shortened:
-    """A selection in force.
-
-    Args:
-        selection: the survivors. dense: no row has a filler. left_padding: of the full sequence, a row.
-        memo: tensors that several layers share, gathered once.
-    """
-
-    selection: Selection
-    dense: bool
-    left_padding: Int[Tensor, " batch"]
-    memo: dict[Any, tuple[Any, Any]] = field(default_factory=dict)
-
-    def once(self, tensor: Tensor, gather: Callable[[Tensor], Tensor], *key: Any) -> Tensor:
-        """`gather(tensor)`, computed once for each tensor."""
-        name = (id(tensor), *key)
-        if name not in self.memo:
-            self.memo[name] = (tensor, gather(tensor))  # holding the tensor keeps its id from being used again
-        gathered: Tensor = self.memo[name][1]
-        return gathered
-
-
-@dataclass(frozen=True, eq=False)
-class Stretch:
-    """Layers that run on one sequence.
-
-    Args:
-        layer: the first of them. layout: of their sequence. shortened: what it is of the full one; None means all.
-        slots: where its slots stand in the sequence of the layers below; None where that is the same.
-    """
-
-    layer: int
-    layout: Layout
-    shortened: Shortened | None = None
-    slots: Int[Tensor, "batch short"] | None = None
-
-    def enter(self, hidden: Float[Tensor, "batch below dim"]) -> Float[Tensor, "batch short dim"]:
-        """Hidden states of the layers below, for these."""
-        return hidden if self.slots is None else take(hidden, self.slots, 1)
 
 
 @dataclass(eq=False)
@@ -240,14 +199,13 @@ class Record:
                 f"compress needs at least one token left in every row; got rows that keep {list(lengths)} tokens. A "
                 "row of visual tokens alone would vanish. Keep at least 1, or put text around the picture."
             )
-        if (
-            not self.request.compressor.tags.exact
-        ):  # what it kept is known after it was read, which waits for the device
+        if not self.request.compressor.tags.exact:
+            # What it kept is only known when it is read, which waits for the device.
             kept, lengths = tuple((mask & layout.visual_valid).sum(1).tolist()), tuple(survives.sum(1).tolist())
             in_pictures = None if layout.pictures is None else layout.pictures.count(survives)
         here = Selection.from_mask(survives, width=max(lengths))
         whole = here if below.shortened is None else below.shortened.selection.then(here)
-        shortened = Shortened(whole, len(set(lengths)) == 1, self.layout.real.int().argmax(1))
+        shortened = Shortened(whole, self.layout.real.int().argmax(1), lengths)
         again = layer < self.request.cuts[-1].layer  # somebody looks at the short sequence
         return Stretch(
             layer, layout.shorten(here, kept, lengths, in_pictures) if again else layout, shortened, here.index

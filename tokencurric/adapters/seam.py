@@ -11,7 +11,7 @@ from tokencurric.adapters.decoding import CachePlan
 from tokencurric.adapters.deepstack import Deepstack
 from tokencurric.adapters.discovery import ModelParts
 from tokencurric.adapters.layout import Layout
-from tokencurric.adapters.record import Shortened
+from tokencurric.adapters.stretch import Shortened
 from tokencurric.adapters.tap import Tap
 
 

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from tokencurric.data.conversations import MARK
+from tokencurric.data.conversations import MARK, Turn
 from tokencurric.data.pictures import pad_to_square
 from tokencurric.data.sample import Sample
 from tokencurric.data.spans import Span, shift_spans, tokens_in
@@ -138,6 +138,22 @@ class ChatEncoder:
         text = "".join(piece + fill for piece, fill in zip(pieces, [*expansions[: len(pieces) - 1], ""], strict=True))
         encoded = self.processor.tokenizer(text, add_special_tokens=self._adds_special_tokens(text), truncation=False)
         return len(encoded["input_ids"])
+
+    def text_lengths(self, conversations: Sequence[Sequence[Turn]]) -> list[int]:
+        """Tokens of each conversation with the marks of its pictures as they stand in the text."""
+        texts, _ = render(conversations, self.template, special_tokens=self.processor.tokenizer.special_tokens_map)
+        special = self._adds_special_tokens(texts[0]) if texts else False
+        encoded = self.processor.tokenizer(texts, add_special_tokens=special, truncation=False) if texts else {}
+        return [len(ids) for ids in encoded.get("input_ids", [])]
+
+    def expansion(self, sample: Sample) -> int:
+        """By how many tokens the first picture of `sample` is longer than its mark."""
+        (marks,) = self([sample], padding_side="right").expansions
+
+        def length(text: str) -> int:
+            return len(self.processor.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+        return length(marks[0]) - length(self.processor.image_token)
 
     def _render(self, samples: Sequence[Sample], *, generation_prompt: bool) -> tuple[list[str], list[list[Span]]]:
         for sample in samples:
