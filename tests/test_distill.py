@@ -267,7 +267,7 @@ def test_padding_is_counted_before_and_after_compression(model, compressor, rows
     before, after = (1 - each.sum() / (each.sum(1).max() * len(each)) for each in (real, left))
     assert metrics["padding"] == pytest.approx(float(before), abs=1e-6)
     assert float(metrics["student_padding"]) == pytest.approx(float(after), abs=1e-6)
-    assert isinstance(metrics["student_padding"], float) == (compressor.tags.exact or not recording.calls)
+    assert isinstance(metrics["student_padding"], float)
     if rows is RAGGED:
         assert abs(float(after) - float(before)) > 0.05, "control: compression changes it"
     uncompressed = objective.uncompressed(model, batch).metrics
