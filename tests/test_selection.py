@@ -81,6 +81,19 @@ def test_a_selection_of_another_sequence_is_refused():
         first.then(first)
 
 
+def test_long_sequences_keep_their_order():
+    keep = torch.rand(2, 5000, generator=torch.Generator().manual_seed(3)) < 0.3
+    selection = Selection.from_mask(keep)
+    for row in (0, 1):
+        assert selection.index[row][selection.valid[row]].tolist() == keep[row].nonzero().flatten().tolist()
+
+
+def test_a_selection_of_nothing_has_no_slot():
+    nothing = Selection.from_mask(torch.zeros(1, 3, dtype=torch.bool))
+    assert nothing.short == 0
+    assert nothing.slot.tolist() == [[0, 0, 0]]
+
+
 def test_keeping_all_changes_nothing_and_dropping_one_does():
     x = torch.randn(2, 5, 3)
     everything = Selection.from_mask(torch.ones(2, 5, dtype=torch.bool))

@@ -60,4 +60,4 @@ class Joined:
         check_progress(progress, who="Joined")
         i = bisect_right(self.boundaries, progress)
         edges = (0.0, *self.boundaries, 1.0)
-        return self.pieces[i](min(1.0, (progress - edges[i]) / (edges[i + 1] - edges[i])))
+        return self.pieces[i]((progress - edges[i]) / (edges[i + 1] - edges[i]))
