@@ -107,6 +107,10 @@ def padding_share(lengths: Sequence[int] | Int[Tensor, " row"], batch: int) -> f
     """
     if batch < 1:
         raise RangeError(f"padding_share needs batch >= 1; got batch={batch}. It is a number of rows. Pass 1 or more.")
-    rows = torch.as_tensor(lengths)
-    positions = sum(int(part.amax()) * len(part) for part in rows.split(batch) if len(part))
+    rows = torch.as_tensor(lengths, dtype=torch.int64)
+    whole = len(rows) // batch * batch
+    longest = [rows[:whole].view(-1, batch).amax(1).sum() * batch]
+    if whole < len(rows):
+        longest.append(rows[whole:].amax() * (len(rows) - whole))
+    positions = int(torch.stack(longest).sum())
     return (positions - int(rows.sum())) / max(1, positions)
