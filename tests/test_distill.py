@@ -1,5 +1,6 @@
 """EPIC's loss and gradients against whole, separate forward passes that share nothing."""
 
+import copy
 from dataclasses import replace
 
 import jaxtyping
@@ -479,3 +480,39 @@ def test_selection_is_the_same_under_autocast():
             with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
                 kept.append(compressor(view, 5))
         assert torch.equal(kept[-1], kept[-2])
+
+
+def test_a_failed_attach_leaves_no_half(model):
+    """An objective that could not get at its teacher does not teach itself at the next call."""
+    batch, teacher = batch_of(), tiny_llava(seed=9)
+    objective = EPIC(Uniform(), constant(0.8, margin=0.8), teacher=teacher)
+    expected = EPIC(Uniform(), constant(0.8, margin=0.8), teacher=teacher)(model, batch, **STEP).loss
+    alone = EPIC(Uniform(), constant(0.8, margin=0.8))(model, batch, **STEP).loss
+    with compress(teacher, Uniform(), keep=4), pytest.raises(StateError, match="Only one compression"):
+        objective(model, batch, **STEP)
+    torch.testing.assert_close(objective(model, batch, **STEP).loss, expected)
+    assert float((alone - expected).detach().abs()) > 1e-3, "control"
+    with compress(teacher, Uniform(), keep=4), pytest.raises(StateError, match="Only one compression"):
+        objective(model, batch, **STEP)
+    objective.detach()
+
+
+def test_the_teacher_s_head_draws_no_dropout(model):
+    """With a head that drops inputs in training, the teacher's logits are still those of evaluation."""
+    model, seen = copy.deepcopy(model).train(), []
+
+    class Dropping(torch.nn.Linear):
+        def forward(self, hidden):
+            seen.append((self.training, torch.is_grad_enabled()))
+            return super().forward(torch.nn.functional.dropout(hidden, 0.5, self.training))
+
+    head = Dropping(32, 100, bias=False)
+    head.weight = model.lm_head.weight
+    model.lm_head = head
+    objective = EPIC(Uniform(), constant(0.8, margin=0.4))
+    objective(model, batch_of(), **STEP)
+    objective.detach()
+    assert (False, False) in seen, "the teacher"
+    assert (True, True) in seen, "the student"
+    assert not [training for training, learns in seen if training and not learns]
+    assert head.training

@@ -153,9 +153,13 @@ class EPIC:
             self.detach()
         seam.refuse_unfit_head()
         teacher = self._teacher_seam()
-        self._student = Attachment(seam)
-        if teacher is not None:
-            self._teacher = Attachment(teacher)
+        student = Attachment(seam)
+        try:
+            self._teacher = None if teacher is None else Attachment(teacher)
+        except StateError:
+            student.remove()
+            raise
+        self._student = student
 
     def preflight(self, model: nn.Module, total: int, seed: int = 0) -> None:
         """Look at the stages of a whole training, so that none of them fails hours into it.
@@ -345,10 +349,11 @@ class EPIC:
         if teacher is not None and self.weight > 0:
             counts = kept & teacher.kept.to(kept.device)
             if self._teacher is None:
-                taught = Taught(teacher.hidden.to(student), head, counts)
+                taught = Taught(teacher.hidden.to(student), _without_dropout(self._attached.parts.head, head), counts)
             elif self._teacher.parts.head is not None:
                 other = gathered(self._teacher.parts.head, teacher.hidden.dtype)
-                taught = Taught(teacher.hidden.to(student.device), other, counts)
+                quiet = _without_dropout(self._teacher.parts.head, other)
+                taught = Taught(teacher.hidden.to(student.device), quiet, counts)
         targets = reachable_targets(layout, shortened, layout.targets.to(student.device))
         sums = supervised_losses(student, targets, head, taught=taught, loss=self.loss)
         items: int | Tensor = max(
@@ -416,8 +421,21 @@ def evaluating(modules: nn.Module) -> Iterator[None]:
             module.training = True
 
 
+def _without_dropout(module: nn.Module | None, head: Head) -> Head:
+    """The computation of `module`, a head, in evaluation mode."""
+    if module is None or not module.training:
+        return head
+
+    def quiet(hidden: Tensor) -> Tensor:
+        with evaluating(module):
+            return head(hidden)
+
+    return quiet
+
+
 def _separate_pass(attachment: Attachment, model: nn.Module, inputs: dict[str, Any], request: Request) -> _TeacherSide:
     """A teacher's own forward, in evaluation mode and without gradient."""
+    attachment.refuse_nesting()
     sides: list[_TeacherSide] = []
 
     def finish(record: Record, hidden: Tensor) -> Tensor:

@@ -65,8 +65,8 @@ class TokenBudget:
         ratio: the fraction removed, instead of `keep`; for several cuts a list. Counts and fractions are of the
             original tokens at every cut, so fractions grow and counts fall.
         layer: first decoder layer that runs on what stays; for several cuts a list, ascending.
-        per: what the budget is of: all visual tokens of a "row" together, or each "image" (a picture, or a video) by
-            itself.
+        per: what the budget is of: all visual tokens of a "row" together, or each "image" by itself: what the model
+            takes as one (a picture or a video; a tile or a frame where it gets those).
 
     Raises:
         RangeError, ShapeError: not exactly one of keep and ratio is given, their numbers do not match, or one is out
@@ -193,6 +193,11 @@ class TokenBudget:
         if self.ratio is not None:
             ratios = list(self.ratio) if isinstance(self.ratio, Sequence) else [self.ratio]
             for ratio in ratios:
+                if not isinstance(ratio, int | float):
+                    raise RangeError(
+                        f"TokenBudget needs numbers as ratios; got {ratio!r}. A ratio is the fraction of visual tokens "
+                        "removed. Pass a float, or a list of them for several cuts."
+                    )
                 keep_count(0, ratio)
             return [Ratio(ratio) for ratio in ratios]
         counts = list(self.keep) if isinstance(self.keep, Sequence) else [self.keep]

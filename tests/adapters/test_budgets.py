@@ -1,5 +1,7 @@
 """Budgets of several layers and of each picture, in transformers models."""
 
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import given
@@ -98,7 +100,7 @@ def test_a_second_draw_does_not_repeat_the_first(model):
     with compress(model, recording, keep=[16, 8], layer=[1, 2], row_key=torch.arange(40)):
         model(**batch)
     (first, mask), (second, _) = recording.calls
-    again = Random()(VisualView(tokens=second.tokens, row_key=second.row_key), 8)
+    again = Random()(VisualView(tokens=second.tokens, row_key=first.row_key), 8)
     assert first.tokens.shape[1] == 32
     assert second.tokens.shape[1] == 16
     assert not torch.equal(recording.calls[1][1], again)
@@ -106,6 +108,26 @@ def test_a_second_draw_does_not_repeat_the_first(model):
     kept = recording.calls[1][1][:, :8].sum()
     assert 110 < int(kept) < 210
     assert int(mask.sum()) == 640
+
+
+@pytest.mark.parametrize("per", ["row", "image"])
+@torch.no_grad()
+def test_a_row_draws_alike_alone_and_in_company(model, per):
+    """Also where only the others lose tokens at the first cut."""
+    alone, company = tiny_batch((("I", 5),)), tiny_batch((("I", 5), ("I", "I", 2)))
+    company["input_ids"][0, -21:] = alone["input_ids"][0]
+    company["pixel_values"][0] = alone["pixel_values"][0]
+    for keep in ([20, 10], [12, 6]):
+        kept = []
+        for batch, key in ((alone, [7]), (company, [7, 8])):
+            recording = Recording(Random())
+            with compress(model, recording, keep=keep, layer=[2, 4], per=per, row_key=torch.tensor(key)):
+                model(**batch)
+            view, mask = recording.calls[-1]
+            at = view.positions[0][mask[0] & view.mask[0]]
+            kept.append((at - batch["input_ids"].shape[1]).tolist())
+        assert kept[0] == kept[1]
+        assert len(kept[0]) == keep[-1]
 
 
 class Some:
@@ -238,6 +260,16 @@ def test_budgets_of_pictures_that_cannot_be(model):
     ):
         pass
     assert not [name for name in vars(model.model) if name.startswith("get_")], "nothing stays wrapped"
+    mine = partial(model.model.get_image_features)
+    object.__setattr__(model.model, "get_image_features", mine)
+    with compress(model, Uniform(), keep=4, per="image"):
+        model(**batch)
+    assert vars(model.model)["get_image_features"] is mine, "what was there before is there again"
+    object.__delattr__(model.model, "get_image_features")
+    wider = visual.clone()
+    wider[:, -1] = True
+    with compress(model, Uniform(), keep=4, per="image", visual_mask=wider), pytest.raises(StateError, match="groups="):
+        model(**batch)
 
 
 @st.composite

@@ -97,6 +97,29 @@ def test_a_conversation_goes_on_in_the_same_cache(model):
 
 
 @torch.no_grad()
+def test_padding_of_a_later_turn_is_not_seen(model):
+    batch = tiny_batch(RAGGED)
+    more = torch.randint(5, 90, (3, 4), generator=torch.Generator().manual_seed(5))
+    padded = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1], [0, 1, 1, 1]])
+    mask = torch.cat((batch["attention_mask"], padded), 1)
+    found = []
+    for filler in (3, 44):
+        for hole in (True, False):
+            cache = DynamicCache(config=model.config.text_config)
+            ids = torch.where(padded.bool() | (not hole), more, filler)
+            if not hole:
+                ids[:, 2] = filler
+            with compress(model, Uniform(), keep=5, layer=2):
+                model(**batch, past_key_values=cache, use_cache=True)
+                first = model(input_ids=ids, attention_mask=mask, past_key_values=cache).logits[:, -1]
+                longer = torch.cat((mask, mask.new_ones(3, 1)), 1)
+                second = model(input_ids=more[:, :1], attention_mask=longer, past_key_values=cache).logits[:, -1]
+            found.append(torch.stack((first, second)))
+    torch.testing.assert_close(found[0], found[2])
+    assert not torch.allclose(found[1], found[3], atol=1e-2), "control: tokens are seen"
+
+
+@torch.no_grad()
 def test_static_cache(model):
     batch, recording = tiny_batch(RAGGED), Recording(Uniform())
     with compress(model, recording, keep=5, layer=2):

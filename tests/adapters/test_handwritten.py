@@ -167,20 +167,20 @@ def test_epic_s_cross_entropy_is_that_of_the_oracle(model):
     assert float((plain - loss).detach().abs()) > 1e-3, "control"
 
 
+class Checkpointed(torch.nn.Module):
+    """Calls a block, hooks and all, again in backward."""
+
+    def __init__(self, block):
+        super().__init__()
+        self.block = block
+
+    def forward(self, x, turn, sees, cache):
+        return checkpoint(self.block, x, turn, sees, cache, use_reentrant=False)
+
+
 def test_checkpointed_blocks_recompute_the_same_choice(model):
     batch = with_labels(batch_of_rows(text=(7, 5, 9)))
     _, expected = gradients(model, batch)
-    calls = []
-
-    class Checkpointed(torch.nn.Module):
-        def __init__(self, block):
-            super().__init__()
-            self.block = block
-
-        def forward(self, x, turn, sees, cache):
-            calls.append(x.shape)
-            return checkpoint(self.block, x, turn, sees, cache, use_reentrant=False)
-
     blocks = model.blocks
     layers = torch.nn.ModuleList(Checkpointed(block) for block in blocks)
     objective = EPIC(FastV(), constant(0.8, margin=0.4, layer=1), adapter=Adapter)
@@ -191,7 +191,6 @@ def test_checkpointed_blocks_recompute_the_same_choice(model):
     out.loss.backward()
     objective.detach()
     model.blocks = blocks
-    assert calls
     for name, weight in model.named_parameters():
         torch.testing.assert_close(weight.grad, expected[name])
 
@@ -263,3 +262,87 @@ def test_going_on_is_refused_where_positions_would_be_wrong_and_for_late_picture
             more = {"ids": batch["ids"][:, -1:]} if layer == 0 else batch
             with pytest.raises(StateError, match=text):
                 model(**more, cache=cache)
+
+
+def test_two_forwards_and_one_backward_recompute_each_its_own(model):
+    """Checkpointed blocks find the record of their own forward, also after another one, and after a plain one."""
+    one, two = with_labels(batch_of_rows(text=(7, 5, 9))), with_labels(batch_of_rows((1, 0, 1), (3, 20, 6)))
+    results = []
+    for checkpointed in (False, True):
+        model.zero_grad()
+        objective = EPIC(FastV(), constant(0.8, margin=0.4, layer=1), adapter=Adapter)
+        objective.attach(model)
+        blocks = model.blocks
+        if checkpointed:
+            model.blocks = torch.nn.ModuleList(Checkpointed(block) for block in blocks)
+        first = objective(model, one, step=0, total=1).loss
+        second = objective(model, two, step=0, total=1).loss
+        with torch.no_grad():
+            objective.uncompressed(model, one)
+        (first + 3 * second).backward()
+        model(one["ids"], one["pictures"])
+        objective.detach()
+        model.blocks = blocks
+        results.append({name: weight.grad.clone() for name, weight in model.named_parameters()})
+    for name, grad in results[0].items():
+        torch.testing.assert_close(results[1][name], grad)
+
+
+@torch.no_grad()
+def test_what_adapters_get_wrong_is_said(model):
+    batch = batch_of_rows()
+
+    class Unlisted(Adapter):
+        aligned = {}  # noqa: RUF012
+
+    class Misspelt(Adapter):
+        aligned = {"turn": -2, "turns": -2}  # noqa: RUF012
+
+    class Maskless(Adapter):
+        def mask_arguments(self, sees, hidden, arguments):
+            return {}
+
+    class WrongNorm(Adapter):
+        def __init__(self, model):
+            super().__init__(model)
+            self.norm = model.blocks[0].before
+
+    for adapter, text in (
+        (Unlisted, "passes turn to its layers, which looks aligned"),
+        (Misspelt, "names 'turns', which no layer is called with"),
+        (Maskless, "returned no mask for rows that keep different numbers"),
+        (WrongNorm, "has not applied the final norm"),
+    ):
+        with (
+            compress(model, Uniform(), keep=4, layer=2, adapter=adapter),
+            pytest.raises(UnsupportedModelError, match=text),
+        ):
+            model(**batch)
+    with compress(model, Uniform(), keep=4, per="image", adapter=Adapter), pytest.raises(StateError, match="groups="):
+        model(**batch)
+
+    class Direct(torch.nn.Module):
+        def __init__(self, block):
+            super().__init__()
+            self.forward = block.forward  # past the hooks
+
+    with compress(model, Uniform(), keep=4, layer=2, adapter=Adapter):
+        model.blocks = torch.nn.ModuleList(Direct(block) for block in model.blocks)
+        with pytest.raises(UnsupportedModelError, match="has not called its layers"):
+            model(**batch)
+
+
+@pytest.mark.usefixtures("unchecked")
+@torch.no_grad()
+def test_wrapped_models(model):
+    batch = batch_of_rows()
+    with compress(model, Uniform(), keep=9, layer=1, adapter=Adapter):
+        expected = model(**batch)
+    compiled = torch.compile(model, backend="eager")
+    with compress(compiled, Uniform(), keep=9, layer=1, adapter=Adapter):
+        assert apart(compiled(**batch), expected) < 1e-9
+    torch._dynamo.reset()
+    model.blocks[2] = torch.compile(model.blocks[2], backend="eager")
+    with compress(model, FastV(), keep=9, layer=1, adapter=Adapter):
+        assert apart(model(**batch), expected) > 1e-3, "another compressor keeps others"
+    torch._dynamo.reset()

@@ -22,8 +22,8 @@ class ModelAdapter(Protocol):
         model: the model itself, without wrappers such as DDP.
         layers: its decoder layers. norm: what is applied to the last one's output. head: hidden states to logits; None
             if there is none, which rules out `EPIC`.
-        aligned: the layers' arguments that have an entry for each token, and the axis on which; masks and caches are
-            not among them. Without a batch axis before it, an argument counts as the same for all rows.
+        aligned: the layers' arguments that have an entry for each token (a tensor, or a tuple of them), and the axis of
+            tokens; masks and caches are not among them. Axis 0 has to be the batch, of its size or of size 1.
 
     Example:
         >>> class Mine(ModelAdapter):

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from tokencurric.adapters.decoding import CachePlan, plan_of
 from tokencurric.adapters.deepstack import Deepstack
@@ -37,8 +38,8 @@ class Attachment:
         self.prompt: int | None = None  # length of the prompt in the next forward, where more than it may come
         self.features: dict[str, Any] = {}  # what the forward under way made of its pictures, and of its videos
         self._seen: dict[str, Any] = {}
-        self._going_on: tuple[CachePlan, Any] | None = None  # the cache that a forward after a prompt stands on
-        self._replayed: Record | None = None  # where layers cannot carry a record: the one that backward runs again
+        self._going_on: tuple[CachePlan, Call] | None = None  # what a forward after a compressed prompt stands on
+        self._records = WeakTensorKeyDictionary()  # where layers cannot carry one: by what each layer was given
         self._key = f"tokencurric_{id(self):x}"
         self._handles: list[RemovableHandle] = []
         parts = self.parts
@@ -76,7 +77,8 @@ class Attachment:
         self.settle()
         while self._handles:
             self._handles.pop().remove()
-        self.request = self.record = self._replayed = self._going_on = None
+        self.request = self.record = self._going_on = None
+        self._records.clear()
         self._seen = {}
         self.features.clear()
 
@@ -96,9 +98,19 @@ class Attachment:
         self._seen.update(self.seam.seen(module, args, kwargs))
 
     def _after_root(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        if self.request is None or self.record is None or self.record.loss is None:
+        record = self.record
+        if self.request is None or record is None:
             return None
-        return self.seam.with_loss(output, self.record.loss)
+        if record.request.layer < self.parts.depth and (record.through or not record.decided):
+            what = "applied the final norm to what its last layer returned" if record.decided else "called its layers"
+            raise UnsupportedModelError(
+                f"{type(module).__name__} has not {what} as modules, so hooks did not see it. Nothing would be "
+                "compressed, or the output left short. Name the modules that the forward calls, and call them, not "
+                "their forward."
+            )
+        if record.loss is None:
+            return None
+        return self.seam.with_loss(output, record.loss)
 
     # Hooks on the decoder
 
@@ -122,7 +134,7 @@ class Attachment:
             kwargs = {**kwargs, "inputs_embeds": embeds + self.request.ghost().to(embeds)}
         if self.seam.carries:
             return args, {**kwargs, self._key: Carrier(record)}
-        record.cache, self._replayed = call.cache, record
+        record.cache = call.cache
         return args, kwargs
 
     def _go_on(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -134,7 +146,7 @@ class Attachment:
         plan = plan_of(call.cache)
         if plan is None:
             return None
-        self._going_on = plan, call.cache
+        self._going_on = plan, call
         return args, self.seam.go_on(plan, call, kwargs)
 
     def _begin(self, request: Request, call: Call, features: dict[str, Any], deepstack: Deepstack | None) -> Record:
@@ -151,7 +163,7 @@ class Attachment:
             if request.pictures and groups is None:
                 config = getattr(self.parts.base, "config", None)
                 lengths = {kind: lengths_of(each, config) for kind, each in features.items()}
-                groups = numbered(call.ids, lengths, self.parts.visual_kinds)
+                groups = numbered(call.ids, visual, lengths, self.parts.visual_kinds)
             if prompt is not None:
                 visual = visual & (torch.arange(visual.shape[1], device=visual.device) < prompt)
                 query = _last_real(call.real, visual, prompt) if query is None else query
@@ -168,7 +180,7 @@ class Attachment:
         return Record(request, layout, key, deepstack)
 
     def _after_end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        record = self.record
+        record, self._going_on = self.record, None
         if self.request is None or record is None:
             return None
         if self.seam.carries and record.request.layer < self.parts.depth and not record.decided:
@@ -195,6 +207,11 @@ class Attachment:
         record = self.record
         if self.request is None or record is None or record.request.score is None or record.loss is not None:
             return None
+        if not args:
+            raise UnsupportedModelError(
+                f"EPIC needs a model that gives its output head the hidden states in place, as in lm_head(hidden); "
+                f"{type(self.parts.base).__name__} gives them by name. The loss is made of them."
+            )
         record.reached = args[0]
         return args[0][:, :1], *args[1:]
 
@@ -212,15 +229,17 @@ class Attachment:
 
     def _before_layer(self, number: int, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Select at a compressing layer; hand the short sequence's arguments to it and those above."""
-        record = self._record_of(kwargs)
+        carrier: Carrier | None = kwargs.get(self._key)
+        if carrier is None and self.seam.carries and self._going_on is None:
+            return None
+        kwargs = {name: value for name, value in kwargs.items() if name != self._key}
+        hidden, arguments = self.seam.arguments(layer, args, kwargs)
+        record = self._record_of(hidden) if carrier is None else carrier.record
         if record is None:
             if self._going_on is None:
                 return None
-            plan, cache = self._going_on
-            hidden, arguments = self.seam.arguments(layer, args, kwargs)
-            return (hidden,), self.seam.decode(number, arguments, hidden, plan, cache)
-        kwargs = {name: value for name, value in kwargs.items() if name != self._key}
-        hidden, arguments = self.seam.arguments(layer, args, kwargs)
+            plan, call = self._going_on
+            return (hidden,), self.seam.decode(number, arguments, hidden, plan, call)
         if record.deepstack is not None:
             below = record.at(number - 1).shortened
             hidden = record.deepstack.add(number, hidden, None if below is None else below.selection)
@@ -238,14 +257,18 @@ class Attachment:
             record.tap = self.seam.listen(layer, hidden, arguments, stretch.layout, stretch.shortened)
         return (hidden,), arguments
 
-    def _record_of(self, kwargs: dict[str, Any]) -> Record | None:
-        """The record of the forward that a layer runs in, or of the one that backward runs again."""
+    def _record_of(self, hidden: Tensor) -> Record | None:
+        """Where layers cannot carry it: the record of the forward under way, or of the one that backward runs again."""
         if self.seam.carries:
-            carrier: Carrier | None = kwargs.get(self._key)
-            return None if carrier is None else carrier.record
-        if torch._C._current_graph_task_id() != -1:  # inside of backward
-            return self._replayed
-        return self.record if self.request is not None else None
+            return None
+        if torch._C._current_graph_task_id() != -1:  # inside of backward: a checkpointed layer gets what it got before
+            found: Record | None = self._records.get(hidden)
+            return found
+        if self.request is None or self.record is None:
+            return None
+        if torch.is_grad_enabled():
+            self._records[hidden] = self.record
+        return self.record
 
     def _leave_plan(self, record: Record, number: int, stretch: Stretch, arguments: dict[str, Any]) -> None:
         """Note on the cache what layers up to this one hold."""
@@ -282,20 +305,23 @@ class Attachment:
             record: of a forward that captured. stretch: the other selection; None runs them at full length.
 
         Returns:
-            The last layer's output, and every upper layer's.
+            The last layer's output; and every upper layer's, where the record's request asks for features.
         """
         if record.hidden is None:
             raise StateError(
                 "run_upper_layers needs a forward pass that captured the input of the compressing layer; this one did "
                 "not. Set Request(capture=True)."
             )
-        fork, hidden, outputs = record.fork(stretch), record.hidden, {}
+        fork, hidden = record.fork(stretch), record.hidden
+        outputs: dict[int, Tensor] = {}
         carried = {self._key: Carrier(fork)} if self.seam.carries else {}
         self.record, before = fork, self.record
         try:
             for number in range(record.request.layer, self.parts.depth):
                 out = self.parts.layers[number](hidden, **record.arguments[number], **carried)
-                hidden = outputs[number] = out if isinstance(out, Tensor) else out[0]
+                hidden = out if isinstance(out, Tensor) else out[0]
+                if record.request.features:
+                    outputs[number] = hidden
         finally:
             self.record = before
         return hidden, outputs

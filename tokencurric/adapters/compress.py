@@ -53,7 +53,9 @@ def compress(
             removed, instead of keep.
         layer: first decoder layer that runs short; the model's depth means none does. With a list of layers, and as
             many counts or ratios, more is dropped at each of them; all are of the original tokens (`TokenBudget`).
-        per: "image" gives each picture or video of a row the budget, and has the compressor choose within each.
+        per: "image" gives the budget to each picture or video of a row, and has the compressor choose within each. What
+            counts as one is what the model's vision tower is given as one: where a processor cuts pictures into tiles
+            (InternVL, Aya Vision, Gemma 3) or videos into frames (Video-LLaVA), that is a tile or a frame.
         query: position whose attention is read, a row; None means the end of the prompt.
         visual_mask: which positions are visual, for calls with `inputs_embeds` only.
         groups: for per="image" where the model does not tell its pictures apart, or where frames shall count as

@@ -77,12 +77,16 @@ def plan_of(cache: Any) -> CachePlan | None:
 
 
 def decode_arguments(
-    plan: CachePlan, config: Any, layer: int, hidden: Tensor, kwargs: dict[str, Any]
+    plan: CachePlan, config: Any, layer: int, hidden: Tensor, kwargs: dict[str, Any], real: Tensor | None = None
 ) -> dict[str, Any]:
     """The keyword arguments of one layer, with a mask that fits what its cache holds.
 
     The model makes its masks for the first layer's cache, so those of the short layers are made anew, by its own rule
     on the positions of the full sequence.
+
+    Args:
+        plan: of the cache. config: of the decoder. layer: its number. hidden: of the new tokens. kwargs: the layer's.
+        real: which of all positions so far are no padding, where some after the prompt may be.
     """
     shortened = plan.at(layer)
     if shortened is None:
@@ -93,13 +97,17 @@ def decode_arguments(
     rule = layer_rule(config, layer, left_padding, sliding=bool(getattr(entry, "is_sliding", False)))
     flash = "flash" in config._attn_implementation
     plain = rule is causal_mask_function and new_tokens == 1 and not cache.is_compileable
-    if shortened.dense and (flash or plain):
+    padded = real is not None and not bool(real[:, selection.length :].all())
+    if shortened.dense and not padded and (flash or plain):
         return {**kwargs, "attention_mask": None}
     keys, offset = (int(n) for n in cache.get_mask_sizes(new_tokens, layer))
     have = int(entry.get_seq_length())
     key = torch.arange(keys, device=hidden.device)[None] + offset
     query = torch.arange(new_tokens, device=hidden.device)[None] + have
     visible = held_slots(selection, key, have + new_tokens)
+    if padded and real is not None:
+        at = positions_of(selection, key)
+        visible = visible & (real.to(at.device).gather(1, at.clamp(max=real.shape[1] - 1)) | (at >= real.shape[1]))
     if flash:
         return {**kwargs, "attention_mask": visible}
     mask = ruled_mask(

@@ -147,15 +147,17 @@ def _refuse_unusual(base: Any, decoder: Any, name: str) -> None:
 
 
 def inner_layer(layer: nn.Module) -> nn.Module:
-    """The layer below torch's activation-checkpointing wrapper.
+    """The layer below torch's activation-checkpointing wrapper and below torch.compile.
 
     Example:
         >>> layer = torch.nn.Linear(2, 2)
         >>> inner_layer(layer) is layer
         True
     """
-    inner = getattr(layer, "_checkpoint_wrapped_module", layer)
-    return inner if isinstance(inner, nn.Module) else layer
+    for name in ("_orig_mod", "_checkpoint_wrapped_module", "_orig_mod"):
+        inner = getattr(layer, name, layer)
+        layer = inner if isinstance(inner, nn.Module) else layer
+    return layer
 
 
 def attention_of(layer: nn.Module) -> Any:

@@ -43,22 +43,28 @@ class HandwrittenSeam:
     carries = False
 
     def __init__(self, model: nn.Module, adapter: Callable[[Any], ModelAdapter]) -> None:
-        base = unwrap(model)
+        outer = unwrap(model)
+        base = outer.get_base_model() if hasattr(outer, "get_base_model") else outer
         self.adapter = adapter(base)
         missing = [name for name in ("model", "layers", "norm", "head") if not hasattr(self.adapter, name)]
+        missing += [
+            name
+            for name in ("visual_mask", "mask_arguments")
+            if getattr(type(self.adapter), name, None) in (None, getattr(ModelAdapter, name))
+        ]
         if missing or not isinstance(self.adapter.layers, nn.ModuleList):
             raise UnsupportedModelError(
-                f"{type(self.adapter).__name__} needs to name the model's parts; got one without {missing or 'layers'}."
-                " Hooks are put on them. Set model, layers (a ModuleList), norm and head."
+                f"{type(self.adapter).__name__} needs to say what the model's parts are, which tokens are visual and "
+                f"how a mask is handed over; got one without {missing or 'a ModuleList as layers'}. Set model, layers, "
+                "norm and head, and override visual_mask and mask_arguments."
             )
-        roots = tuple(dict.fromkeys((model if model is not base else base, base)))
         head = self.adapter.head
-        self.parts = ModelParts(base, roots, base, self.adapter.layers, self.adapter.norm, head, {})
+        self.parts = ModelParts(base, (base,), base, self.adapter.layers, self.adapter.norm, head, {})
         self.end: nn.Module = self.adapter.norm
 
     def seen(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """The arguments by name."""
-        return _named(module, args, kwargs) if module is self.parts.base else {}
+        return _named(module, args, kwargs)
 
     def read(self, seen: Mapping[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         """The call, as the adapter sees it."""
@@ -66,8 +72,16 @@ class HandwrittenSeam:
         past = 0 if cache is None else int(self.adapter.cached(cache, 0))
         visual = self.adapter.visual_mask(seen)
         if past:
-            late = visual.shape[1] > 1 and bool(visual.any())
-            return Call(cache=cache, past=past, pictures="visual tokens" if late else None)
+            several = visual.shape[1] > 1
+            if several and bool(visual.any()):
+                return Call(cache=cache, past=past, pictures="visual tokens")
+            padding = self.adapter.padding_mask(seen) if several else None
+            if padding is not None and not bool(padding.all()):
+                raise StateError(
+                    f"{type(self.adapter).__name__} cannot go on with padded rows: layers that hold fewer tokens would "
+                    "take padding after the prompt for tokens. Go on with rows of one length, or each by itself."
+                )
+            return Call(cache=cache, past=past)
         return Call(
             visual=visual,
             real=self.adapter.padding_mask(seen),
@@ -100,22 +114,42 @@ class HandwrittenSeam:
     def shorten(self, number: int, arguments: dict[str, Any], hidden: Tensor, shortened: Shortened) -> dict[str, Any]:
         """A layer's arguments for a short sequence, from those for the full one."""
         selection, new = shortened.selection, dict(arguments)
-        for name, axis in self.adapter.aligned.items():
-            if isinstance(new.get(name), Tensor | tuple | list):
-                new[name] = _gather(new[name], selection, axis)
-        at = selection.index.to(hidden.device)
-        visible = selection.valid.to(hidden.device)
-        return new | self._mask(at, at, visible, hidden, arguments)
+        at, visible = selection.index.to(hidden.device), selection.valid.to(hidden.device)
+        masks = self._mask(at, at, visible, hidden, arguments)
+        if not masks and not shortened.dense:
+            raise UnsupportedModelError(
+                f"{type(self.adapter).__name__}.mask_arguments returned no mask for rows that keep different numbers "
+                "of tokens. What fills the shorter ones would be taken for tokens. Return the argument that carries a "
+                "mask."
+            )
+        for name, value in arguments.items():
+            if name in masks:
+                continue
+            if name in self.adapter.aligned:
+                new[name] = _gather(value, selection, self.adapter.aligned[name])
+            elif any(selection.length in each.shape[:3] for each in _tensors(value)):
+                raise UnsupportedModelError(
+                    f"{type(self.parts.base).__name__} passes {name} to its layers, which looks aligned with the "
+                    f"sequence of {selection.length} tokens. Left as it is, it would be wrong. Name it in "
+                    f"{type(self.adapter).__name__}.aligned with its axis of tokens, or return it from mask_arguments."
+                )
+        unknown = sorted(self.adapter.aligned.keys() - arguments.keys())
+        if unknown:
+            raise UnsupportedModelError(
+                f"{type(self.adapter).__name__}.aligned names {unknown[0]!r}, which no layer is called with; got "
+                f"{sorted(arguments)}. It would not be shortened. Give it the name it has in the layers' forward."
+            )
+        return new | masks
 
     def decode(
-        self, number: int, arguments: dict[str, Any], hidden: Tensor, plan: CachePlan, cache: Any
+        self, number: int, arguments: dict[str, Any], hidden: Tensor, plan: CachePlan, call: Call
     ) -> dict[str, Any]:
         """A layer's arguments for tokens after a compressed prompt."""
         shortened = plan.at(number)
         if shortened is None:
             return arguments
         selection, new_tokens = shortened.selection, hidden.shape[1]
-        have = int(self.adapter.cached(cache, number))
+        have = int(self.adapter.cached(call.cache, number))
         key = torch.arange(have + new_tokens, device=hidden.device)[None]
         query = torch.arange(new_tokens, device=hidden.device)[None] + have
         visible = held_slots(selection, key, have + new_tokens)
@@ -208,9 +242,17 @@ def _named(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     return named
 
 
+def _tensors(value: Any) -> list[Tensor]:
+    if isinstance(value, tuple | list):
+        return [tensor for each in value for tensor in _tensors(each)]
+    return [value] if isinstance(value, Tensor) else []
+
+
 def _gather(value: Any, selection: Selection, axis: int) -> Any:
     if isinstance(value, tuple | list):
         return type(value)(_gather(each, selection, axis) for each in value)
+    if not isinstance(value, Tensor):
+        return value
     at = axis % value.ndim
     if at == 0:
         raise UnsupportedModelError(

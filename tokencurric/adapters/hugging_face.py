@@ -56,14 +56,15 @@ class TransformersSeam:
         embeds: Any = kwargs.get("inputs_embeds", args[0] if args else None)
         length = ids.shape[1] if embeds is None and ids is not None else None if embeds is None else embeds.shape[1]
         pictures = (name for name in seen if name.startswith(VISION) and (isinstance(seen[name], Tensor) or seen[name]))
+        past, mask = 0 if cache is None else int(cache.get_seq_length()), seen.get("attention_mask")
         return Call(
             visual=None if ids is None else is_visual(ids, self.parts.visual_ids),
-            real=None if length is None else _two_axes(seen.get("attention_mask"), length),
+            real=None if length is None else _padded_later(mask, length) if past else _two_axes(mask, length),
             ids=ids,
             labels=seen.get("labels"),
             shape=None if embeds is None else tuple(embeds.shape[:2]),
             cache=cache,
-            past=0 if cache is None else int(cache.get_seq_length()),
+            past=past,
             pictures=next(pictures, None),
         )
 
@@ -113,10 +114,10 @@ class TransformersSeam:
         return new
 
     def decode(
-        self, number: int, arguments: dict[str, Any], hidden: Tensor, plan: CachePlan, cache: Any
+        self, number: int, arguments: dict[str, Any], hidden: Tensor, plan: CachePlan, call: Call
     ) -> dict[str, Any]:
         """A layer's arguments for tokens after a compressed prompt."""
-        return decode_arguments(plan, self.parts.decoder.config, number, hidden, arguments)
+        return decode_arguments(plan, self.parts.decoder.config, number, hidden, arguments, call.real)
 
     def listen(
         self, layer: nn.Module, hidden: Tensor, arguments: dict[str, Any], layout: Layout, shortened: Shortened | None
@@ -230,3 +231,14 @@ def _two_axes(mask: Any, length: int) -> Tensor | None:
         return mask[:, -length:].bool()
     sees = mask if mask.dtype == torch.bool else mask == 0
     return sees[:, 0, :, :length].any(1)  # a key that no query sees is padding
+
+
+def _padded_later(mask: Any, length: int) -> Tensor | None:
+    """Which of all positions so far are no padding, in a call after the prompt that may bring some; None if it cannot.
+
+    To look at each new token of a generation would mean to wait for an accelerator, so there a call of one token is
+    taken to bring no padding.
+    """
+    if not isinstance(mask, Tensor) or mask.ndim != 2 or (length == 1 and mask.device.type != "cpu"):
+        return None
+    return mask.bool()

@@ -121,18 +121,21 @@ def noting_pictures(parts: ModelParts, note: Callable[[str, Any], None]) -> Iter
     Args:
         parts: of the model. note: gets "image" or "video", and what the method returned.
     """
-    wrapped = {}
+    wrapped: dict[str, tuple[Any, Any]] = {}
     for name, kind in READERS.items():
         for root in reversed(parts.roots):
             if hasattr(root, name):
-                wrapped[name] = root
+                wrapped[name] = root, vars(root).get(name)
                 object.__setattr__(root, name, _noted(getattr(root, name), kind, note))
                 break
     try:
         yield
     finally:
-        for name, root in wrapped.items():
-            object.__delattr__(root, name)
+        for name, (root, own) in wrapped.items():
+            if own is None:
+                object.__delattr__(root, name)
+            else:
+                object.__setattr__(root, name, own)
 
 
 def _noted(method: Any, kind: str, note: Callable[[str, Any], None]) -> Any:
@@ -160,26 +163,29 @@ def lengths_of(features: Any, config: Any) -> list[int] | None:
 
 def numbered(
     ids: Int[Tensor, "batch seq"] | None,
+    visual: Bool[Tensor, "batch seq"],
     lengths: Mapping[str, list[int] | None],
     kinds: Mapping[str, tuple[int, ...]],
 ) -> Int[Tensor, "batch seq"]:
     """A number for each visual token that names its picture or video.
 
     Args:
-        ids: token ids of the batch. lengths: visual tokens of each picture and of each video, in the order of the
-            batch. kinds: token ids of pictures and of videos.
+        ids: token ids of the batch. visual: which are visual tokens. kinds: token ids of pictures and of videos.
+        lengths: visual tokens of each picture and of each video, in the order of the batch.
 
     Raises:
         StateError: the model does not tell its pictures apart, or tells of other tokens than there are.
 
     Example:
-        >>> numbered(torch.tensor([[9, 9, 1], [9, 1, 1]]), {"image": [2, 1]}, {"image": (9,)}).tolist()
+        >>> ids = torch.tensor([[9, 9, 1], [9, 1, 1]])
+        >>> numbered(ids, ids == 9, {"image": [2, 1]}, {"image": (9,)}).tolist()
         [[0, 0, 0], [1, 0, 0]]
     """
-    if ids is None:
+    known = tuple(number for tokens in kinds.values() for number in tokens)
+    if ids is None or bool((visual & ~is_visual(ids, known)).any()):
         raise StateError(
-            "per='image' needs to know which visual tokens belong to which picture; got a call without token ids. "
-            f"{_SAY}"
+            "per='image' needs to know which visual tokens belong to which picture; got a call without token ids, or "
+            f"visual tokens that are none by their ids. {_SAY}"
         )
     groups, first = torch.zeros_like(ids), 0
     for kind, tokens in kinds.items():

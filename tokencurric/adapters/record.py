@@ -1,7 +1,7 @@
 """What one forward pass decided, so that every layer, and every recomputation of a layer, does the same."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from tokencurric.adapters.stretch import Shortened, Stretch
 from tokencurric.adapters.tap import Tap
 from tokencurric.budget import Budget
 from tokencurric.compressors import Compressor
-from tokencurric.draws import hash_ints
+from tokencurric.draws import hash_tensor
 from tokencurric.errors import RangeError, ShapeError, StateError
 from tokencurric.losses import Head
 from tokencurric.selection import Selection
@@ -132,14 +132,13 @@ class Record:
         below, view = self.at(cut.layer - 1), self.view
         if view is None:
             return None
-        layout, original, seed = below.layout, self.layout, self.request.seed
-        if below.shortened is not None:
-            seed = hash_ints(seed, cut.layer)  # a second choice does not repeat the draws of the first
+        layout, original = below.layout, self.layout
         if layout.pictures is None or original.pictures is None:
             keep, kept = self._counts(cut, original.visual_counts, layout.visual_counts)
             if kept == layout.visual_counts:
                 return None
-            mask = self._ask(view, keep, kept, seed)
+            lost = [now < before for now, before in zip(layout.visual_counts, original.visual_counts, strict=True)]
+            mask = self._ask(_anew(view, cut.layer, lost), keep, kept)
             in_pictures = None
         else:
             pictures = layout.pictures
@@ -147,7 +146,9 @@ class Record:
             if in_pictures == pictures.counts:
                 return None
             at = layout.visual_positions.to(view.tokens.device)
-            mask = pictures.join(self._ask(pictures.split(view, at), keep, in_pictures, seed), at, view.mask)
+            lost = [now < before for now, before in zip(pictures.counts, original.pictures.counts, strict=True)]
+            split = _anew(pictures.split(view, at), cut.layer, lost)
+            mask = pictures.join(self._ask(split, keep, in_pictures), at, view.mask)
             kept = tuple(
                 sum(count for count, of in zip(in_pictures, pictures.rows, strict=True) if of == row)
                 for row in range(len(layout.visual_counts))
@@ -178,9 +179,9 @@ class Record:
         wanted = keep.tolist() if isinstance(keep, Tensor) else [keep] * len(now)
         return keep, tuple(min(k, n) for k, n in zip(wanted, now, strict=True))
 
-    def _ask(self, view: VisualView, keep: Budget, kept: tuple[int, ...], seed: int) -> Tensor:
+    def _ask(self, view: VisualView, keep: Budget, kept: tuple[int, ...]) -> Tensor:
         with torch.no_grad():
-            mask = self.request.compressor(view, keep, seed=seed)
+            mask = self.request.compressor(view, keep, seed=self.request.seed)
         self._check(mask, view.mask, list(kept))
         return mask
 
@@ -194,15 +195,15 @@ class Record:
         mask = torch.where(layout.visual_valid, mask.to(survives.device), at_positions)
         survives = survives.scatter(1, layout.visual_positions, mask)
         lengths = tuple(real - n + k for real, n, k in zip(layout.real_counts, layout.visual_counts, kept, strict=True))
+        if not self.request.compressor.tags.exact:
+            # What it kept is only known when it is read, which waits for the device.
+            kept, lengths = tuple((mask & layout.visual_valid).sum(1).tolist()), tuple(survives.sum(1).tolist())
+            in_pictures = None if layout.pictures is None else layout.pictures.count(survives)
         if any(length == 0 < real for length, real in zip(lengths, layout.real_counts, strict=True)):
             raise RangeError(
                 f"compress needs at least one token left in every row; got rows that keep {list(lengths)} tokens. A "
                 "row of visual tokens alone would vanish. Keep at least 1, or put text around the picture."
             )
-        if not self.request.compressor.tags.exact:
-            # What it kept is only known when it is read, which waits for the device.
-            kept, lengths = tuple((mask & layout.visual_valid).sum(1).tolist()), tuple(survives.sum(1).tolist())
-            in_pictures = None if layout.pictures is None else layout.pictures.count(survives)
         here = Selection.from_mask(survives, width=max(lengths))
         whole = here if below.shortened is None else below.shortened.selection.then(here)
         shortened = Shortened(whole, self.layout.real.int().argmax(1), lengths)
@@ -273,6 +274,18 @@ class Carrier:
 
     def __init__(self, record: Record) -> None:
         self.record = record
+
+
+def _anew(view: VisualView, layer: int, lost: list[bool]) -> VisualView:
+    """The view for a second choice: rows that lost tokens at a first one do not repeat its draws.
+
+    By their keys and not by the seed, so that a row's draw does not hang on what other rows lost.
+    """
+    if not any(lost):
+        return view
+    keys = view.keys_of_rows
+    where = torch.tensor(lost, device=keys.device)
+    return replace(view, row_key=torch.where(where, hash_tensor(layer, keys), keys))
 
 
 def _pick(x: Tensor, positions: Tensor) -> Tensor:

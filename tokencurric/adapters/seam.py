@@ -20,15 +20,16 @@ class Call:
     """One call of a model, as far as compression has to know it.
 
     Args:
-        visual: which positions are visual tokens; None if the call does not tell. real: which are no padding; None
-            means all. ids: token ids, None if there are none. labels: as the model takes them.
+        visual: which positions are visual tokens; None if the call does not tell. real: which are no padding, of the
+            prompt, or after it of all positions so far; None means all. ids: token ids, None if there are none.
+        labels: as the model takes them.
         shape: batch and length of what the decoder is given, where that is known apart from `visual`.
         cache: what keeps keys and values; None if nothing does. past: positions it stands for already.
         pictures: name of an argument that brings pictures, if there is one.
     """
 
     visual: Bool[Tensor, "batch seq"] | None = None
-    real: Bool[Tensor, "batch seq"] | None = None
+    real: Bool[Tensor, "batch _"] | None = None
     ids: Int[Tensor, "batch seq"] | None = None
     labels: Int[Tensor, "batch seq"] | None = None
     shape: tuple[int, ...] | None = None
@@ -77,7 +78,7 @@ class Seam(Protocol):
         ...
 
     def decode(
-        self, number: int, arguments: dict[str, Any], hidden: Tensor, plan: CachePlan, cache: Any
+        self, number: int, arguments: dict[str, Any], hidden: Tensor, plan: CachePlan, call: Call
     ) -> dict[str, Any]:
         """A layer's arguments for tokens after a compressed prompt."""
         ...

@@ -6,7 +6,7 @@ from typing import TypeAlias
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
@@ -112,7 +112,7 @@ def supervised_losses(
         if single or not torch.is_grad_enabled():  # nothing to save by computing it twice
             pair = losses(*arguments)
         else:
-            pair = checkpoint(losses, *arguments, use_reentrant=False, preserve_rng_state=False)
+            pair = checkpoint(losses, *arguments, use_reentrant=False, preserve_rng_state=_draws(head))
         sft.append(pair[0])
         consistency.append(pair[1])
     compared = torch.tensor(0 if taught is None else positions)
@@ -128,6 +128,13 @@ def _chunk_for(head: Head, hidden: Tensor) -> int:
         with torch.no_grad():
             vocabulary = head(hidden[:1]).shape[-1]
     return max(1, _LOGITS_A_CHUNK // vocabulary)
+
+
+def _draws(head: Head) -> bool:
+    """Whether a second run has to draw what the first one drew."""
+    module = getattr(head, "__self__", head)
+    modules = module.modules() if isinstance(module, nn.Module) else ()
+    return any(isinstance(each, nn.Dropout) and each.training and each.p > 0 for each in modules)
 
 
 def _at_least_float32(x: Tensor) -> torch.dtype:
