@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
+from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import AttentionInterface
@@ -73,7 +74,9 @@ def attention_row(
     batch, heads, _, width = query.shape
     one = query[torch.arange(batch, device=query.device), :, at].view(batch, key.shape[1], heads // key.shape[1], width)
     with full_precision(key.device):
-        logits = torch.einsum("bgrd,bgkd->bgrk", one.float(), key.float()).flatten(1, 2) * (scale or width**-0.5)
+        # Keys stand head by head inside of a token's row; einsum would copy them all into another order first.
+        products = key.float() @ one.float().transpose(2, 3)
+        logits = rearrange(products, "batch kv_heads seq group -> batch (kv_heads group) seq") * (scale or width**-0.5)
     if cap is not None:
         logits = torch.tanh(logits / cap) * cap
     return logits.masked_fill(~sees[:, None], float("-inf")).softmax(-1).mean(1)
