@@ -37,6 +37,8 @@ PROMISED = [
     "EpicTrainer",
     "compress",
     "TokencurricError",
+    "TokenBudget",
+    "ModelAdapter",
 ]
 
 
