@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import partial
+from itertools import count
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from tokencurric.adapters.compiled import outside_graphs
 from tokencurric.adapters.decoding import CachePlan, plan_of
 from tokencurric.adapters.deepstack import Deepstack
 from tokencurric.adapters.discovery import ModelParts
@@ -18,6 +20,7 @@ from tokencurric.adapters.record import Carrier, Record, Request
 from tokencurric.adapters.row_keys import content_keys
 from tokencurric.adapters.seam import Call, Seam
 from tokencurric.adapters.stretch import Stretch
+from tokencurric.adapters.tap import Tap
 from tokencurric.errors import ShapeError, StateError, UnsupportedModelError
 
 
@@ -40,10 +43,13 @@ class Attachment:
         self._seen: dict[str, Any] = {}
         self._going_on: tuple[CachePlan, Call] | None = None  # what a forward after a compressed prompt stands on
         self._records = WeakTensorKeyDictionary()  # where layers cannot carry one: by what each layer was given
-        self._key = f"tokencurric_{id(self):x}"
+        self._tap: Tap | None = None  # armed, and not yet read
         self._handles: list[RemovableHandle] = []
         parts = self.parts
         self.refuse_nesting()
+        # The same whenever it can be: graphs that torch.compile makes hold for one key.
+        taken = {other._key for other in attachments_of(parts)}
+        self._key: str = next(key for number in count() if (key := f"tokencurric_{number}") not in taken)
         for root in parts.roots:
             self._handles.append(root.register_forward_pre_hook(self._before_root, with_kwargs=True))
             # First in line, so that wrappers such as FSDP2 see the loss among the root's outputs.
@@ -84,8 +90,9 @@ class Attachment:
 
     def settle(self) -> None:
         """Restore the tapped module if a forward broke off before it fired."""
-        if self.record is not None and self.record.tap is not None:
-            self.record.tap.close()
+        if self._tap is not None:
+            self._tap.close()
+            self._tap = None
 
     # Hooks on the modules that see token ids
 
@@ -149,6 +156,7 @@ class Attachment:
         self._going_on = plan, call
         return args, self.seam.go_on(plan, call, kwargs)
 
+    @outside_graphs
     def _begin(self, request: Request, call: Call, features: dict[str, Any], deepstack: Deepstack | None) -> Record:
         layout, query = request.layout, request.query
         prompt, self.prompt = self.prompt, None
@@ -180,9 +188,12 @@ class Attachment:
         return Record(request, layout, key, deepstack)
 
     def _after_end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        record, self._going_on = self.record, None
-        if self.request is None or record is None:
-            return None
+        if self._going_on is not None:
+            self._going_on = None  # or it would hold a cache that nobody else does
+        return None if self.request is None or self.record is None else self._leave(self.record, module, output)
+
+    @outside_graphs
+    def _leave(self, record: Record, module: nn.Module, output: Any) -> Any:
         if self.seam.carries and record.request.layer < self.parts.depth and not record.decided:
             raise UnsupportedModelError(
                 f"{type(module).__name__} does not pass its keyword arguments on to its layers, so they never learnt "
@@ -228,23 +239,30 @@ class Attachment:
     # Layers
 
     def _before_layer(self, number: int, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Select at a compressing layer; hand the short sequence's arguments to it and those above."""
         carrier: Carrier | None = kwargs.get(self._key)
         if carrier is None and self.seam.carries and self._going_on is None:
             return None
         kwargs = {name: value for name, value in kwargs.items() if name != self._key}
         hidden, arguments = self.seam.arguments(layer, args, kwargs)
         record = self._record_of(hidden) if carrier is None else carrier.record
-        if record is None:
-            if self._going_on is None:
-                return None
-            plan, call = self._going_on
-            return (hidden,), self.seam.decode(number, arguments, hidden, plan, call)
+        if record is not None:
+            return self._enter(record, number, layer, hidden, arguments)
+        if self._going_on is None:
+            return None
+        plan, call = self._going_on
+        return (hidden,), self.seam.decode(number, arguments, hidden, plan, call)
+
+    @outside_graphs
+    def _enter(
+        self, record: Record, number: int, layer: nn.Module, hidden: Tensor, arguments: dict[str, Any]
+    ) -> tuple[tuple[Tensor], dict[str, Any]]:
+        """Select at a compressing layer; hand the short sequence's arguments to it and those above."""
         if record.deepstack is not None:
             below = record.at(number - 1).shortened
             hidden = record.deepstack.add(number, hidden, None if below is None else below.selection)
         if record.due(number):
             record.decide(hidden, self.parts.norm)
+            self._tap = None
         stretch = record.at(number)
         if record.request.capture and record.hidden is not None:
             record.arguments[number] = self.seam.without_cache(arguments)
@@ -254,7 +272,7 @@ class Attachment:
             self._leave_plan(record, number, stretch, arguments)
             arguments = self.seam.shorten(number, arguments, hidden, stretch.shortened)
         if record.request.taps and record.due(number + 1) and max(stretch.layout.visual_counts, default=0):
-            record.tap = self.seam.listen(layer, hidden, arguments, stretch.layout, stretch.shortened)
+            record.tap = self._tap = self.seam.listen(layer, hidden, arguments, stretch.layout, stretch.shortened)
         return (hidden,), arguments
 
     def _record_of(self, hidden: Tensor) -> Record | None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from tokencurric.adapters.adapter import ModelAdapter
 from tokencurric.adapters.attachment import Attachment
+from tokencurric.adapters.compiled import refuse_compiled_twice, seen_anew
 from tokencurric.adapters.discovery import ModelParts
 from tokencurric.adapters.generation import watched
 from tokencurric.adapters.handwritten import HandwrittenSeam
@@ -44,7 +45,9 @@ def compress(
     Inside the context the model's forward and `generate` work as before, with a key-value cache that is really
     smaller. Logits of a dropped position are those of the nearest kept position before it. Where nothing is dropped
     nothing runs: the result is bit-identical. Backward of a forward belongs inside the context. Leaving it, also by an
-    exception, restores the model exactly.
+    exception, restores the model exactly. Layers that are compiled one by one, `layers[n] = torch.compile(layers[n])`,
+    stay one graph each, whatever the prompt says; of a model that is compiled as a whole, the prompt's hooks stay
+    outside the graphs.
 
     Args:
         model: a multimodal transformers model, also wrapped by DDP, PEFT or torch.compile; with `adapter`, any other.
@@ -85,6 +88,7 @@ def compress(
     for cut in budget.cuts:
         check_layer(compressor, cut.layer, seam.parts)
     cuts = tuple(cut for cut in budget.cuts if cut.layer < seam.parts.depth)
+    refuse_compiled_twice(model, seam.parts)
     attachment = Attachment(seam)
     if cuts:
         attachment.request = Request(
@@ -100,7 +104,7 @@ def compress(
     asks = per == "image" and groups is None
     pictures = noting_pictures(seam.parts, attachment.features.__setitem__) if asks else nullcontext()
     try:
-        with watched(attachment), pictures:
+        with watched(attachment), seen_anew(seam.parts), pictures:
             yield model
     finally:
         attachment.remove()

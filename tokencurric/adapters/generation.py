@@ -1,4 +1,4 @@
-"""What `generate` keeps to itself and compression needs: where the prompt ends, and that it comes in one piece."""
+"""What `generate` keeps to itself and compression needs to know: where the prompt ends, what it compiles."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,15 +6,17 @@ from functools import partial
 from typing import Any
 
 from tokencurric.adapters.attachment import Attachment
+from tokencurric.adapters.compiled import is_compiled
 from tokencurric.errors import StateError
 
 
 @contextmanager
 def watched(attachment: Attachment) -> Iterator[None]:
-    """Within, two steps of `generate` are looked at before they run.
+    """Within, some steps of `generate` are looked at before they run.
 
-    No hook sees these two things. A prompt in chunks looks like a conversation that goes on, and assisted decoding
-    appends its first draft to the prompt. So the methods are wrapped on the instance while the context is open.
+    No hook sees these things. A prompt in chunks looks like a conversation that goes on, and assisted decoding appends
+    its first draft to the prompt. With a static cache the model is compiled around layers that may be compiled already,
+    which would go past their hooks. So the methods are wrapped on the instance while the context is open.
 
     Args:
         attachment: on the model.
@@ -24,6 +26,8 @@ def watched(attachment: Attachment) -> Iterator[None]:
     for name, before in (("_prefill", _refuse_chunks), ("_get_candidate_generator", _note_prompt)):
         if hasattr(base, name) and name not in vars(base):
             wrapped[name] = partial(_preceded, getattr(base, name), partial(before, attachment))
+    if any(is_compiled(layer) for layer in attachment.parts.layers) and hasattr(base, "get_compiled_call"):
+        wrapped["get_compiled_call"] = partial(_as_it_is, base)
     for name, method in wrapped.items():
         object.__setattr__(base, name, method)
     try:
@@ -36,6 +40,10 @@ def watched(attachment: Attachment) -> Iterator[None]:
 def _preceded(method: Any, before: Any, *args: Any, **kwargs: Any) -> Any:
     before(*args, **kwargs)
     return method(*args, **kwargs)
+
+
+def _as_it_is(base: Any, compile_config: Any) -> Any:
+    return base.__call__
 
 
 def _refuse_chunks(attachment: Attachment, input_ids: Any, generation_config: Any, *_: Any, **__: Any) -> None:

@@ -58,7 +58,7 @@ class TransformersSeam:
         pictures = (name for name in seen if name.startswith(VISION) and (isinstance(seen[name], Tensor) or seen[name]))
         past, mask = 0 if cache is None else int(cache.get_seq_length()), seen.get("attention_mask")
         return Call(
-            visual=None if ids is None else is_visual(ids, self.parts.visual_ids),
+            visual=None if ids is None or past else is_visual(ids, self.parts.visual_ids),
             real=None if length is None else _padded_later(mask, length) if past else _two_axes(mask, length),
             ids=ids,
             labels=seen.get("labels"),
@@ -236,9 +236,11 @@ def _two_axes(mask: Any, length: int) -> Tensor | None:
 def _padded_later(mask: Any, length: int) -> Tensor | None:
     """Which of all positions so far are no padding, in a call after the prompt that may bring some; None if it cannot.
 
-    To look at each new token of a generation would mean to wait for an accelerator, so there a call of one token is
-    taken to bring no padding.
+    To look at each new token of a generation would mean to wait for an accelerator, or to leave a graph, so there a
+    call of one token is taken to bring no padding.
     """
-    if not isinstance(mask, Tensor) or mask.ndim != 2 or (length == 1 and mask.device.type != "cpu"):
+    if not isinstance(mask, Tensor) or mask.ndim != 2:
+        return None
+    if length == 1 and (mask.device.type != "cpu" or torch.compiler.is_dynamo_compiling()):
         return None
     return mask.bool()

@@ -1,0 +1,97 @@
+"""Hooks that torch.compile must not overlook.
+
+Its compiler takes for granted that a module's hooks are those of its first compiled call: a graph made before a hook
+was put on is used again without it. And of a compiled module within another compiled one it takes what is wrapped, so
+that hooks on the wrapper never run. Both would leave tokens in, or hide the wrong ones, and say nothing.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial, update_wrapper, wraps
+from typing import ParamSpec, TypeVar
+
+import torch
+from torch import nn
+
+from tokencurric.adapters.discovery import ModelParts
+from tokencurric.errors import UnsupportedModelError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def outside_graphs(function: Callable[P, R]) -> Callable[P, R]:
+    """`function`, never traced: a graph ends before it and another begins after it.
+
+    What a prompt's hooks do depends on this one prompt, so a graph of it would fit no other. Where nothing is compiled
+    this costs next to nothing, other than `torch.compiler.disable` alone.
+
+    Example:
+        >>> outside_graphs(len)([1, 2])
+        2
+    """
+    untraced: Callable[P, R] = torch.compiler.disable(function)
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        return (untraced if torch.compiler.is_dynamo_compiling() else function)(*args, **kwargs)
+
+    return call
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether `module` is what `torch.compile(module)` returns.
+
+    Example:
+        >>> import torch
+        >>> is_compiled(torch.nn.Identity()), is_compiled(torch.compile(torch.nn.Identity()))
+        (False, True)
+    """
+    return isinstance(getattr(module, "_orig_mod", None), nn.Module)
+
+
+def _runs_compiled(module: nn.Module) -> bool:
+    return is_compiled(module) or module._compiled_call_impl is not None
+
+
+def refuse_compiled_twice(model: nn.Module, parts: ModelParts) -> None:
+    """Raise if layers are compiled by themselves and the model around them too.
+
+    Args:
+        model: as it was handed in. parts: of it.
+
+    Raises:
+        UnsupportedModelError: the outer compilation would go past the hooks on the layers.
+    """
+    layer = next((each for each in parts.layers if is_compiled(each)), None)
+    others = [each for each in model.modules() if each is not layer and _runs_compiled(each)]
+    if layer is not None and any(layer in other.modules() for other in others):
+        raise UnsupportedModelError(
+            f"{type(parts.base).__name__} is compiled and so are its layers by themselves; torch.compile goes past the "
+            "hooks of a compiled module inside another. Nothing would be dropped. Compile the model or its layers."
+        )
+
+
+@contextmanager
+def seen_anew(parts: ModelParts) -> Iterator[None]:
+    """Within, graphs that were compiled before do not fit: torch.compile looks at the hooks of today.
+
+    What it does look at is whether a module has a `forward` of its own. So each module with a hook gets the one of its
+    class for as long as the context is open. Graphs from before fit again afterwards.
+
+    Args:
+        parts: of the model.
+    """
+    hooked = dict.fromkeys((*parts.roots, parts.decoder, *parts.layers))
+    modules = [module for module in hooked if not is_compiled(module)]
+    before = [(module, vars(module).get("forward")) for module in modules]
+    for module, own in before:
+        object.__setattr__(module, "forward", module.forward if own is None else update_wrapper(partial(own), own))
+    try:
+        yield
+    finally:
+        for module, own in before:
+            if own is None:
+                object.__delattr__(module, "forward")
+            else:
+                object.__setattr__(module, "forward", own)
