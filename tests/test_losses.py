@@ -337,6 +337,30 @@ def test_logits_are_made_twice_only_where_that_saves_memory(chunk: int | None, f
     assert head.rows == forward
 
 
+@pytest.mark.parametrize("way", [lambda head: head, lambda head: head.forward], ids=["module", "method"])
+def test_a_head_that_drops_draws_the_same_in_backward(way):
+    class Dropping(CountingHead):
+        def __init__(self) -> None:
+            super().__init__(11)
+            self.drop, self.said = nn.Dropout(0.5), []
+
+        def forward(self, hidden: Tensor) -> Tensor:
+            logits = super().forward(self.drop(hidden))
+            self.said.append(logits.detach())
+            return logits
+
+    torch.manual_seed(3)
+    head = Dropping()
+    sums = supervised_losses(torch.randn(4, 4, requires_grad=True), torch.arange(4), way(head), chunk=2)
+    sums.sft.backward()
+    first, second, again, before = head.said
+    assert torch.equal(again, second)
+    assert torch.equal(before, first)
+    head.said.clear()
+    supervised_losses(torch.ones(4, 4, requires_grad=True), torch.arange(4), way(head), chunk=2)
+    assert not torch.equal(*head.said), "control: it does drop"
+
+
 def test_a_huge_vocabulary_goes_position_by_position(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(supervised, "_LOGITS_A_CHUNK", 10)
     head = CountingHead(11)
