@@ -96,7 +96,8 @@ def count_flops(model: Any, inputs: Mapping[str, Any]) -> Flops:
     """FLOPs of a real prefill, counted operation by operation. Open `compress` around it to count a compressed one.
 
     What a compressor computes to choose is counted in the layer where it happens, so FastV and DART come out a little
-    above the closed form, which leaves the choice out.
+    above the closed form, which leaves the choice out. Products of quantised activations are not counted; the closed
+    form has them.
 
     Args:
         model: a model that can be compressed. inputs: what it is called with; logits of the last position are made.
