@@ -61,6 +61,9 @@ def test_averaging_meets_the_average(depth, visual, share, data):
         ({"ratio": [0.5, 0.4], "layer": [1, 2]}, "counts that never grow"),
         ({"keep": [4, 2], "layer": [2, 2]}, "ascending layers"),
         ({"keep": [4, torch.tensor([2, 5])], "layer": [1, 2]}, "counts that never grow"),
+        ({"keep": [4, 2], "layer": [2, 1]}, "ascending layers"),
+        ({"keep": -1}, "A budget needs counts >= 0; got keep=-1"),
+        ({"keep": [4, torch.tensor([1, -1])], "layer": [1, 2]}, r"A budget needs counts >= 0; got keep=\[1, -1\]"),
         ({"keep": 4, "layer": -1}, "whole numbers layer >= 0; got layer=-1"),
         ({"keep": 4, "layer": [0, True]}, "got layer="),
         ({"ratio": 1.5}, "0 <= ratio <= 1; got ratio=1.5"),
@@ -85,5 +88,11 @@ def test_questions_without_an_answer():
         TokenBudget(keep=4, layer=0).average(10, 0)
     with pytest.raises(RangeError, match="n >= 0; got n=-1"):
         TokenBudget(keep=4).kept(-1)
+    with pytest.raises(RangeError, match="got tokens=4 with layer=-1 of 8"):
+        TokenBudget.averaging(4, visual=10, depth=8, layer=-1)
+    with pytest.raises(RangeError, match="an average from 0 to 10; got tokens=4 with layer=0 of 0"):
+        TokenBudget.averaging(4, visual=10, depth=0, layer=0)
+    with pytest.raises(RangeError, match="an average from 10 to 10; got tokens=4 with layer=1 of 1"):
+        TokenBudget.averaging(4, visual=10, depth=1, layer=1)
     with pytest.raises(RangeError, match="an average from 36 to 576; got tokens=20"):
         TokenBudget.averaging(20, visual=576, depth=32, layer=2)
