@@ -47,7 +47,7 @@ def is_compiled(module: nn.Module) -> bool:
         >>> is_compiled(torch.nn.Identity()), is_compiled(torch.compile(torch.nn.Identity()))
         (False, True)
     """
-    return isinstance(getattr(module, "_orig_mod", None), nn.Module)
+    return "_orig_mod" in module._modules
 
 
 def _runs_compiled(module: nn.Module) -> bool:
@@ -64,8 +64,10 @@ def refuse_compiled_twice(model: nn.Module, parts: ModelParts) -> None:
         UnsupportedModelError: the outer compilation would go past the hooks on the layers.
     """
     layer = next((each for each in parts.layers if is_compiled(each)), None)
+    if layer is None:
+        return  # before a walk over all modules, which would cost more than the prompt's other hooks together
     others = [each for each in model.modules() if each is not layer and _runs_compiled(each)]
-    if layer is not None and any(layer in other.modules() for other in others):
+    if any(layer in other.modules() for other in others):
         raise UnsupportedModelError(
             f"{type(parts.base).__name__} is compiled and so are its layers by themselves; torch.compile goes past the "
             "hooks of a compiled module inside another. Nothing would be dropped. Compile the model or its layers."

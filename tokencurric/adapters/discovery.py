@@ -155,8 +155,8 @@ def inner_layer(layer: nn.Module) -> nn.Module:
         True
     """
     for name in ("_orig_mod", "_checkpoint_wrapped_module", "_orig_mod"):
-        inner = getattr(layer, name, layer)
-        layer = inner if isinstance(inner, nn.Module) else layer
+        inner = layer._modules.get(name)  # an attribute that is missing takes long to be missed
+        layer = layer if inner is None else inner
     return layer
 
 

@@ -187,7 +187,8 @@ class TransformersSeam:
     def _short_mask(
         self, number: int, arguments: dict[str, Any], hidden: Tensor, shortened: Shortened
     ) -> Tensor | None:
-        selection, mask, cache = shortened.selection, arguments.get("attention_mask"), arguments.get("past_key_values")
+        selection, cache = shortened.selection, arguments.get("past_key_values")
+        mask: Tensor | None = arguments.get("attention_mask")
         width = selection.short if cache is None else int(cache.get_mask_sizes(selection.short, number)[0])
         if mask is not None:
             return shortened.once(mask, lambda full: short_mask(full, selection, width), width)
@@ -207,10 +208,10 @@ class TransformersSeam:
 
 def gather_all(value: Any, shortened: Shortened, axis: int) -> Any:
     """Gather a tensor, or each of a tuple of them. The batch axis is the one before the sequence, if there is one."""
-    if isinstance(value, Sequence):
-        return type(value)(gather_all(each, shortened, axis) for each in value)  # type: ignore[call-arg]
+    if isinstance(value, tuple):
+        return shortened.once(value, lambda each: _each(each, shortened, axis))
     if not isinstance(value, Tensor):
-        return value
+        return _each(value, shortened, axis) if isinstance(value, Sequence) else value
 
     def gather(full: Tensor) -> Tensor:
         if full.ndim == 1:
@@ -219,6 +220,10 @@ def gather_all(value: Any, shortened: Shortened, axis: int) -> Any:
         return shortened.selection.gather(full, at, batch_axis=at - 1)
 
     return shortened.once(value, gather)
+
+
+def _each(values: Any, shortened: Shortened, axis: int) -> Any:
+    return type(values)(gather_all(value, shortened, axis) for value in values)
 
 
 def _two_axes(mask: Any, length: int) -> Tensor | None:

@@ -2,13 +2,15 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from tokencurric.adapters.layout import Layout
 from tokencurric.selection import Selection, take
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,12 +32,12 @@ class Shortened:
         """Whether no row has a filler."""
         return len(set(self.lengths)) <= 1
 
-    def once(self, tensor: Tensor, gather: Callable[[Tensor], Tensor], *key: Any) -> Tensor:
-        """`gather(tensor)`, computed once for each tensor."""
-        name = (id(tensor), *key)
+    def once(self, value: T, gather: Callable[[T], T], *key: Any) -> T:
+        """`gather(value)`, computed once for each tensor, or tuple of them."""
+        name = (id(value), *key)
         if name not in self.memo:
-            self.memo[name] = (tensor, gather(tensor))  # holding the tensor keeps its id from being used again
-        gathered: Tensor = self.memo[name][1]
+            self.memo[name] = (value, gather(value))  # holding the value keeps its id from being used again
+        gathered: T = self.memo[name][1]
         return gathered
 
 
