@@ -7,7 +7,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from examples.custom_mllm import PATCH, PATCHES, PICTURE, Adapter, Cache, HandwrittenMLLM, answer
-from tokencurric import DART, EPIC, FastV, Random, StateError, Uniform, compress
+from tokencurric import DART, EPIC, FastV, ModelAdapter, Random, StateError, Uniform, compress
 from tokencurric.curriculum import constant
 from tokencurric.errors import UnsupportedModelError
 from tokencurric.testing.models import Recording, apart, fingerprint
@@ -219,6 +219,15 @@ def test_what_is_missing_is_named(model):
         pass
     with compress(model, FastV(), keep=4, adapter=Blind), pytest.raises(UnsupportedModelError, match="query_and_keys"):
         model(**batch_of_rows())
+
+    class Lengthless(Adapter):
+        cached = ModelAdapter.cached
+
+    with (
+        pytest.raises(UnsupportedModelError, match=r"got one without \['cached'\]"),
+        compress(model, Uniform(), keep=4, adapter=Lengthless),
+    ):
+        pass
     with pytest.raises(UnsupportedModelError, match=r"Headless\.head is None"):
         EPIC(Uniform(), constant(0.5), adapter=Headless).attach(model)
     with (

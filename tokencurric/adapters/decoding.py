@@ -29,6 +29,11 @@ class CachePlan:
         """First layer that is short."""
         return self.cuts[0][0]
 
+    @property
+    def length(self) -> int:
+        """Of the prompt."""
+        return self.cuts[0][1].selection.length
+
     def at(self, layer: int) -> Shortened | None:
         """The selection in force at `layer`; None where everything is held."""
         return next((shortened for first, shortened in reversed(self.cuts) if first <= layer), None)
@@ -86,7 +91,7 @@ def decode_arguments(
 
     Args:
         plan: of the cache. config: of the decoder. layer: its number. hidden: of the new tokens. kwargs: the layer's.
-        real: which of all positions so far are no padding, where some after the prompt may be.
+        real: which of all positions so far are no padding; None if none after the prompt is.
     """
     shortened = plan.at(layer)
     if shortened is None:
@@ -97,15 +102,14 @@ def decode_arguments(
     rule = layer_rule(config, layer, left_padding, sliding=bool(getattr(entry, "is_sliding", False)))
     flash = "flash" in config._attn_implementation
     plain = rule is causal_mask_function and new_tokens == 1 and not cache.is_compileable
-    padded = real is not None and not bool(real[:, selection.length :].all())
-    if shortened.dense and not padded and (flash or plain):
+    if shortened.dense and real is None and (flash or plain):
         return {**kwargs, "attention_mask": None}
     keys, offset = (int(n) for n in cache.get_mask_sizes(new_tokens, layer))
     have = int(entry.get_seq_length())
     key = torch.arange(keys, device=hidden.device)[None] + offset
     query = torch.arange(new_tokens, device=hidden.device)[None] + have
     visible = held_slots(selection, key, have + new_tokens)
-    if padded and real is not None:
+    if real is not None:
         at = positions_of(selection, key)
         visible = visible & (real.to(at.device).gather(1, at.clamp(max=real.shape[1] - 1)) | (at >= real.shape[1]))
     if flash:

@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -47,16 +48,14 @@ class HandwrittenSeam:
         base = outer.get_base_model() if hasattr(outer, "get_base_model") else outer
         self.adapter = adapter(base)
         missing = [name for name in ("model", "layers", "norm", "head") if not hasattr(self.adapter, name)]
-        missing += [
-            name
-            for name in ("visual_mask", "mask_arguments")
-            if getattr(type(self.adapter), name, None) in (None, getattr(ModelAdapter, name))
-        ]
+        missing += [name for name in ("visual_mask", "mask_arguments") if not _says(self.adapter, name)]
+        if _says(self.adapter, "cache") and not _says(self.adapter, "cached"):
+            missing.append("cached")
         if missing or not isinstance(self.adapter.layers, nn.ModuleList):
             raise UnsupportedModelError(
                 f"{type(self.adapter).__name__} needs to say what the model's parts are, which tokens are visual and "
                 f"how a mask is handed over; got one without {missing or 'a ModuleList as layers'}. Set model, layers, "
-                "norm and head, and override visual_mask and mask_arguments."
+                "norm and head, and override visual_mask and mask_arguments, and with cache also cached."
             )
         head = self.adapter.head
         self.parts = ModelParts(base, (base,), base, self.adapter.layers, self.adapter.norm, head, {})
@@ -114,8 +113,13 @@ class HandwrittenSeam:
     def shorten(self, number: int, arguments: dict[str, Any], hidden: Tensor, shortened: Shortened) -> dict[str, Any]:
         """A layer's arguments for a short sequence, from those for the full one."""
         selection, new = shortened.selection, dict(arguments)
-        at, visible = selection.index.to(hidden.device), selection.valid.to(hidden.device)
-        masks = self._mask(at, at, visible, hidden, arguments)
+
+        def rule(index: Tensor) -> Tensor:
+            at = index.to(hidden.device)
+            return self._sees(at, at, selection.valid.to(hidden.device))
+
+        sees = shortened.once(selection.index, rule, hidden.device)
+        masks = self.adapter.mask_arguments(sees, hidden, arguments)
         if not masks and not shortened.dense:
             raise UnsupportedModelError(
                 f"{type(self.adapter).__name__}.mask_arguments returned no mask for rows that keep different numbers "
@@ -126,7 +130,8 @@ class HandwrittenSeam:
             if name in masks:
                 continue
             if name in self.adapter.aligned:
-                new[name] = _gather(value, selection, self.adapter.aligned[name])
+                gather = partial(_gather, selection=selection, axis=self.adapter.aligned[name])
+                new[name] = shortened.once(value, gather, name)
             elif any(selection.length in each.shape[:3] for each in _tensors(value)):
                 raise UnsupportedModelError(
                     f"{type(self.parts.base).__name__} passes {name} to its layers, which looks aligned with the "
@@ -153,8 +158,8 @@ class HandwrittenSeam:
         key = torch.arange(have + new_tokens, device=hidden.device)[None]
         query = torch.arange(new_tokens, device=hidden.device)[None] + have
         visible = held_slots(selection, key, have + new_tokens)
-        mask = self._mask(positions_of(selection, query), positions_of(selection, key), visible, hidden, arguments)
-        return arguments | mask
+        sees = self._sees(positions_of(selection, query), positions_of(selection, key), visible)
+        return arguments | self.adapter.mask_arguments(sees, hidden, arguments)
 
     def listen(
         self, layer: nn.Module, hidden: Tensor, arguments: dict[str, Any], layout: Layout, shortened: Shortened | None
@@ -218,13 +223,15 @@ class HandwrittenSeam:
                 "from logits. Set it to what turns hidden states into logits."
             )
 
-    def _mask(
-        self, query: Tensor, key: Tensor, visible: Tensor, hidden: Tensor, arguments: dict[str, Any]
-    ) -> dict[str, Any]:
+    def _sees(self, query: Tensor, key: Tensor, visible: Tensor) -> Tensor:
         q, k = query[:, None, :, None], key[:, None, None, :]
         # Fillers see themselves, so that no row of the softmax is empty.
-        sees = (self.adapter.sees(q, k) & visible[:, None, None, :]) | (q == k)
-        return self.adapter.mask_arguments(sees, hidden, arguments)
+        return (self.adapter.sees(q, k) & visible[:, None, None, :]) | (q == k)
+
+
+def _says(adapter: ModelAdapter, name: str) -> bool:
+    """Whether `adapter` has a method of its own."""
+    return getattr(type(adapter), name, None) not in (None, getattr(ModelAdapter, name))
 
 
 def _named(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers.masking_utils import causal_mask_function
 
-from tokencurric.adapters.decoding import CachePlan, decode_arguments
+from tokencurric.adapters.decoding import CachePlan, decode_arguments, plan_of
 from tokencurric.adapters.deepstack import Deepstack, take_over
 from tokencurric.adapters.discovery import attention_of, find_parts, is_visual
 from tokencurric.adapters.layout import Layout
@@ -59,7 +59,7 @@ class TransformersSeam:
         past, mask = 0 if cache is None else int(cache.get_seq_length()), seen.get("attention_mask")
         return Call(
             visual=None if ids is None or past else is_visual(ids, self.parts.visual_ids),
-            real=None if length is None else _padded_later(mask, length) if past else _two_axes(mask, length),
+            real=None if length is None else _padded_later(mask, length, cache) if past else _two_axes(mask, length),
             ids=ids,
             labels=seen.get("labels"),
             shape=None if embeds is None else tuple(embeds.shape[:2]),
@@ -238,14 +238,16 @@ def _two_axes(mask: Any, length: int) -> Tensor | None:
     return sees[:, 0, :, :length].any(1)  # a key that no query sees is padding
 
 
-def _padded_later(mask: Any, length: int) -> Tensor | None:
-    """Which of all positions so far are no padding, in a call after the prompt that may bring some; None if it cannot.
+def _padded_later(mask: Any, length: int, cache: Any) -> Tensor | None:
+    """Which of all positions so far are no padding, if some after a compressed prompt are; None if none is.
 
     To look at each new token of a generation would mean to wait for an accelerator, or to leave a graph, so there a
     call of one token is taken to bring no padding.
     """
-    if not isinstance(mask, Tensor) or mask.ndim != 2:
+    plan = plan_of(cache)
+    if plan is None or not isinstance(mask, Tensor) or mask.ndim != 2:
         return None
     if length == 1 and (mask.device.type != "cpu" or torch.compiler.is_dynamo_compiling()):
         return None
-    return mask.bool()
+    real = mask.bool()
+    return None if bool(real[:, plan.length :].all()) else real
