@@ -60,11 +60,18 @@ def tests(session: nox.Session) -> None:
 @nox.session
 def nightly(session: nox.Session) -> None:
     """All tests, the slow ones too, with thousands of examples a property."""
-    install(session, "--editable", ".[dev]")
+    install(session, "--editable", ".[dev,fused]")
     everything = ["-m", "slow or not slow"]
     hours = ["--timeout", "7200"]
     environment = QUIET | {"TOKENCURRIC_PROFILE": "nightly"}
     session.run("pytest", *PARALLEL, *everything, *hours, *session.posargs, env=environment)
+
+
+@nox.session
+def fused(session: nox.Session) -> None:
+    """The fused kernel, which Triton interprets where there is no GPU; not among the tests, for it takes a gigabyte."""
+    install(session, "--editable", ".[dev,fused]")
+    session.run("pytest", "tests/test_fused.py", *session.posargs, env=QUIET)
 
 
 @nox.session

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from tokencurric.errors import RangeError, ShapeError
+from tokencurric.transfer import on_device
 
 # A budget is host-known: one count for every row, or one count a row.
 Budget: TypeAlias = int | Int[Tensor, " batch"]
@@ -96,5 +97,5 @@ def row_budget(keep: Budget, valid: Bool[Tensor, "batch visual"]) -> Int[Tensor,
     check_budget(keep, valid.shape[0])
     counts = valid.sum(1)
     if isinstance(keep, Tensor):
-        return torch.minimum(counts, keep.to(counts))
+        return torch.minimum(counts, on_device(keep, counts.device).to(counts.dtype))
     return counts.clamp(max=keep)

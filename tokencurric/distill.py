@@ -83,6 +83,7 @@ class EPIC:
         share_prefix: False gives the teacher a forward pass of its own.
         allow_unnested: accept a compressor that is not tagged nested.
         adapter: for models that are not from transformers, what makes their `ModelAdapter`.
+        fused: of steps without a teacher, see `supervised_losses`.
 
     Raises:
         RangeError: a weight is out of range, or the compressor is not nested.
@@ -109,6 +110,7 @@ class EPIC:
         share_prefix: bool = True,
         allow_unnested: bool = False,
         adapter: Callable[[Any], ModelAdapter] | None = None,
+        fused: bool | None = None,
     ) -> None:
         if not 0.0 <= weight <= 1.0:
             raise RangeError(
@@ -130,7 +132,7 @@ class EPIC:
         self.compressor, self.curriculum = compressor, curriculum
         self.weight, self.feature_weight = weight, feature_weight
         self.loss = ConsistencyLoss() if loss is None else loss
-        self.teacher, self.share_prefix, self.adapter = teacher, share_prefix, adapter
+        self.teacher, self.share_prefix, self.adapter, self.fused = teacher, share_prefix, adapter, fused
         self._student: Attachment | None = None
         self._teacher: Attachment | None = None
 
@@ -355,7 +357,8 @@ class EPIC:
                 quiet = _without_dropout(self._teacher.parts.head, other)
                 taught = Taught(teacher.hidden.to(student.device), quiet, counts)
         targets = reachable_targets(layout, shortened, layout.targets.to(student.device))
-        sums = supervised_losses(student, targets, head, taught=taught, loss=self.loss)
+        fused = self.fused if taught is None else None
+        sums = supervised_losses(student, targets, head, taught=taught, loss=self.loss, fused=fused)
         items: int | Tensor = max(
             1, sums.sft_count if num_items is None or isinstance(num_items, Tensor) else num_items
         )
@@ -367,7 +370,8 @@ class EPIC:
             loss = sums.sft / items
         if teacher is not None and self.feature_weight > 0:
             ours, theirs = selection_of(shortened, layout), selection_of(teacher.shortened, layout)
-            weights = torch.bincount(layout.rows, minlength=len(layout.visual_counts))
+            weights = torch.zeros(len(layout.visual_counts), device=layout.rows.device)
+            weights.index_add_(0, layout.rows, torch.ones_like(layout.rows, dtype=weights.dtype))
             distance = feature_distance(record.features, ours, teacher.features, theirs, weights)
             metrics["feature_loss"] = distance.detach() / max(1, sums.sft_count)
             loss = loss + self.feature_weight * distance / items

@@ -179,4 +179,7 @@ def is_visual(input_ids: Tensor, visual_ids: tuple[int, ...]) -> Tensor:
         >>> is_visual(torch.tensor([[1, 32000, 2]]), (32000,)).tolist()
         [[False, True, False]]
     """
-    return torch.isin(input_ids, torch.tensor(visual_ids, device=input_ids.device))
+    found = torch.zeros_like(input_ids, dtype=torch.bool)
+    for each in visual_ids:  # a table of them would have to go to the device in every step
+        found |= input_ids == each
+    return found

@@ -14,6 +14,7 @@ from tokencurric.adapters.discovery import ModelParts, is_visual
 from tokencurric.draws import hash_tensor
 from tokencurric.errors import StateError
 from tokencurric.selection import Selection
+from tokencurric.transfer import on_device
 from tokencurric.view import VisualView
 
 _PER_TOKEN = ("positions", "normed_tokens", "keys", "attention", "cls_attention")
@@ -74,7 +75,7 @@ class Pictures:
             view: of rows. at: positions of its tokens in the sequence.
         """
         index, valid = self._places(at, view.mask)
-        rows = torch.tensor(self.rows, device=index.device)
+        rows = on_device(self.rows, index.device)
         own = torch.arange(len(rows), device=index.device) - torch.searchsorted(rows, rows)  # number within the row
         tokens = {name: getattr(view, name) for name in ("tokens", *_PER_TOKEN)}
         texts = {name: getattr(view, name) for name in _PER_ROW}
@@ -105,7 +106,7 @@ class Pictures:
         """For each picture the places of its tokens in the flattened packed layout, and which of these are tokens."""
         number = self.number.to(at.device).gather(1, at)
         order = torch.where(present, number, len(self.counts)).flatten().argsort(stable=True)
-        counts = torch.tensor(self.counts, device=at.device)
+        counts = on_device(self.counts, at.device)
         widest = torch.arange(max(self.counts, default=0), device=at.device)
         start = (counts.cumsum(0) - counts)[:, None]
         return order[(start + widest).clamp(max=len(order) - 1)], widest < counts[:, None]
@@ -199,6 +200,6 @@ def numbered(
                 f"{'nothing' if told is None else f'of {sum(told)} {kind} tokens, and there are {there}'}. {_SAY}"
             )
         number = torch.arange(first, first + len(told), device=ids.device)
-        groups = groups.masked_scatter(where, number.repeat_interleave(torch.tensor(told, device=ids.device)))
+        groups = groups.masked_scatter(where, number.repeat_interleave(on_device(told, ids.device)))
         first += len(told)
     return groups

@@ -20,6 +20,7 @@ from tokencurric.errors import RangeError, ShapeError, StateError
 from tokencurric.losses import Head
 from tokencurric.selection import Selection
 from tokencurric.token_budget import Count, Cut
+from tokencurric.transfer import on_device
 from tokencurric.view import VisualView
 
 TAPPED = frozenset({"attention", "keys", "text_keys"})  # signals that need the layer before
@@ -221,7 +222,7 @@ class Record:
             )
         if not self.request.compressor.tags.exact:
             return
-        right = ((mask & valid.to(mask.device)).sum(1) == torch.tensor(kept, device=mask.device)).all()
+        right = ((mask & valid.to(mask.device)).sum(1) == on_device(kept, mask.device)).all()
         if mask.device.type != "cpu":
             torch._assert_async(right)  # no wait for the device in every step
         elif not bool(right):
@@ -284,7 +285,7 @@ def _anew(view: VisualView, layer: int, lost: list[bool]) -> VisualView:
     if not any(lost):
         return view
     keys = view.keys_of_rows
-    where = torch.tensor(lost, device=keys.device)
+    where = on_device(lost, keys.device)
     return replace(view, row_key=torch.where(where, hash_tensor(layer, keys), keys))
 
 

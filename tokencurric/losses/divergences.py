@@ -1,5 +1,6 @@
 """Divergences between two categorical distributions given by logits: pure functions, one number a position."""
 
+import math
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -83,7 +84,7 @@ def jensen_shannon(
     q, p = _log_probabilities(student, teacher, temperature)
     # Between two logits of −inf there is no slope; the least finite number has the same exponential, and slope 0.
     both = torch.stack((p, q)).clamp(min=torch.finfo(p.dtype).min)
-    m = torch.logsumexp(both, dim=0) - torch.log(torch.tensor(2.0, dtype=p.dtype, device=p.device))
+    m = torch.logsumexp(both, dim=0) - math.log(2)
     return _floor(temperature**2 * (_kl(p, m) + _kl(q, m)) / 2)
 
 

@@ -1,8 +1,6 @@
 """From hidden states at counted positions to losses, without ever holding all logits."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -12,8 +10,8 @@ from torch.utils.checkpoint import checkpoint
 
 from tokencurric.errors import RangeError, ShapeError
 from tokencurric.losses.consistency import ConsistencyLoss
-
-Head: TypeAlias = Callable[[Tensor], Tensor]
+from tokencurric.losses.fused import fits, fused_cross_entropy
+from tokencurric.losses.head import Head
 
 _LOGITS_A_CHUNK = 2**23  # 32 MiB in float32: large enough for full speed, small beside a model
 
@@ -55,23 +53,29 @@ def supervised_losses(
     taught: Taught | None = None,
     loss: ConsistencyLoss | None = None,
     chunk: int | None = None,
+    fused: bool | None = None,
 ) -> LossSums:
     """Cross-entropy and consistency at the positions that predict a supervised token.
 
     Logits are made a chunk of positions at a time and again in the backward pass, so memory grows with the chunk
-    and not with positions × vocabulary.
+    and not with positions × vocabulary. Without a teacher a fused kernel can do it, see `fused_cross_entropy`; with one
+    there is none that fits: cross-entropy and divergence, each fused by itself, would make the student's logits twice.
 
     Args:
         hidden: the student's hidden states, after the final norm. targets: the tokens to predict.
         head: hidden states to logits. taught: the teacher's side; None leaves consistency at 0.
         loss: how the two are compared; needed with `taught`.
         chunk: positions a chunk; None chooses about 8 million logits.
+        fused: whether to use the fused kernel; None does where it fits: on a GPU, with liger-kernel installed, for a
+            plain linear head and no teacher, unless `chunk` is given.
 
     Returns:
         Sums; with no position, 0 with a live gradient.
 
     Raises:
-        ShapeError: the tensors differ in their number of positions. RangeError: `chunk` is below 1.
+        ShapeError: the tensors differ in their number of positions. RangeError: `chunk` is below 1, or `fused=True`
+        comes with a teacher. MissingDependencyError, UnsupportedModelError: with `fused=True`, see
+        `fused_cross_entropy`.
 
     Example:
         >>> hidden = torch.randn(5, 8, requires_grad=True)
@@ -81,10 +85,18 @@ def supervised_losses(
     """
     positions = targets.shape[0]
     _check(positions, hidden, taught, loss, chunk)
+    if fused and taught is not None:
+        raise RangeError(
+            "supervised_losses needs fused=None or False with taught=...; got fused=True. No fused kernel makes both "
+            "losses of one set of logits. Leave `fused` out to have it used where it fits."
+        )
     if positions == 0:
         # Through the head all the same: in distributed training every rank has to have a gradient for every weight.
         nothing = head(hidden).float().sum()
         return LossSums(nothing, nothing.detach(), 0, torch.zeros((), dtype=torch.int64))
+    if fused or (fused is None and taught is None and chunk is None and fits(hidden, head)):
+        sft_alone = fused_cross_entropy(hidden, targets, head)
+        return LossSums(sft_alone, sft_alone.new_zeros(()), positions, torch.tensor(0))
     size = chunk or _chunk_for(head, hidden)
 
     def losses(rows: Tensor, goal: Tensor, taught_rows: Tensor | None, counts: Tensor | None) -> tuple[Tensor, Tensor]:
