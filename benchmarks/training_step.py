@@ -135,6 +135,12 @@ def tower_cost(shape: Shape) -> float:
     return shape.tower_layers * (2 * tokens * weights + 4 * tokens**2 * shape.tower_width)
 
 
+def saved_cost(shape: Shape, tokens: int) -> float:
+    """What a forward saves by making only keys and values of all `tokens` in the last layer, the rest of supervised."""
+    weights = 2 * shape.width**2 + 3 * shape.width * shape.inner
+    return 2 * (tokens - shape.supervised) * weights
+
+
 def trained_cost(shape: Shape, *, below: int, tokens: int, head: int) -> float:
     """A forward of all that is trained: projector, `below` layers at full length, the rest on `tokens`, the head."""
     projector = 2 * shape.visual * (shape.tower_width * shape.width + shape.width**2)
@@ -153,11 +159,12 @@ def costs(shape: Shape, stage: Stage) -> dict[str, float]:
     student = keep_count(shape.visual, stage.student) + shape.text
     teacher = keep_count(shape.visual, stage.teacher) + shape.text
     tower = tower_cost(shape)
-    ours = tower + 3 * trained_cost(shape, below=below, tokens=student, head=shape.supervised)
+    saved = saved_cost(shape, student if stage.compresses else full)
+    ours = tower + 3 * (trained_cost(shape, below=below, tokens=student, head=shape.supervised) - saved)
     two = tower + 3 * trained_cost(shape, below=below, tokens=student, head=student)
     if stage.distils:
         upper = (shape.layers - below) * layer_cost(shape, teacher)
-        ours += upper + 2 * shape.supervised * shape.width * shape.vocabulary
+        ours += upper - saved_cost(shape, teacher) + 2 * shape.supervised * shape.width * shape.vocabulary
         two += tower + trained_cost(shape, below=below, tokens=teacher, head=teacher)
     return {
         "sft": tower + 3 * trained_cost(shape, below=shape.layers, tokens=full, head=full),

@@ -103,13 +103,14 @@ def test_sharing_the_prefix_changes_nothing(model):
     assert_same(results[0][1], results[1][1])
 
 
-@pytest.mark.parametrize("how", ["transformers", "wrapper"])
+@pytest.mark.parametrize("feature_weight", [0, 0.1])
+@pytest.mark.parametrize("how", ["transformers", "reentrant", "wrapper"])
 @pytest.mark.parametrize("compressor", [DART(), Random()], ids=lambda c: type(c).__name__)
-def test_gradient_checkpointing_changes_nothing(compressor, how):
+def test_gradient_checkpointing_changes_nothing(compressor, how, feature_weight):
     plain, checkpointed = tiny_llava(dtype=torch.float64).train(), tiny_llava(dtype=torch.float64).train()
     batch = batch_of()
-    if how == "transformers":
-        checkpointed.gradient_checkpointing_enable({"use_reentrant": False})
+    if how != "wrapper":
+        checkpointed.gradient_checkpointing_enable({"use_reentrant": how == "reentrant"})
     else:
         kind = type(checkpointed.get_decoder().layers[0])
         apply_activation_checkpointing(checkpointed, check_fn=lambda m: isinstance(m, kind))
@@ -121,7 +122,7 @@ def test_gradient_checkpointing_changes_nothing(compressor, how):
             lambda m, a, ran=ran: ran.append(m)
         )
         calls.append(ran)
-        objective = EPIC(compressor, HARD, feature_weight=0.1)
+        objective = EPIC(compressor, HARD, feature_weight=feature_weight)
         out = objective(model, batch, **STEP)
         out.loss.backward()
         found.append({name.replace("_checkpoint_wrapped_module.", ""): g for name, g in gradients(model).items()})

@@ -66,8 +66,9 @@ class EPIC:
     The student loses the visual tokens that `compressor` drops at the stage's layer and ratio. The teacher has the
     same weights (or is a frozen module), loses fewer, and gets no gradient. With `teacher="self"` both run in one root
     forward and share the layers below the compressing one. Only positions that predict a supervised token go to the
-    head. A stage that compresses nothing is plain fine-tuning; one whose margin is 0 has nothing to distil, and its
-    loss is (1 − λ)·cross-entropy.
+    head, and through the last layer's MLP and its projections of queries and outputs, where these are known to treat
+    each position by itself. A stage that compresses nothing is plain fine-tuning; one whose margin is 0 has nothing to
+    distil, and its loss is (1 − λ)·cross-entropy.
 
     Hooks are put on the model at the first call and stay until `detach`.
 
@@ -161,6 +162,9 @@ class EPIC:
         except StateError:
             student.remove()
             raise
+        for each in (student, self._teacher):
+            if each is not None:
+                each.narrow()
         self._student = student
 
     def preflight(self, model: nn.Module, total: int, seed: int = 0) -> None:
@@ -247,6 +251,7 @@ class EPIC:
             layout=layout,
             row_key=batch.get("row_key"),
             ghost=seam.ghost(inputs),
+            predictors_only=self.feature_weight == 0,
         )
         distils = (stage.distils or (stage.compresses and self._teacher is not None)) and self._compares
         taught = None

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from tokencurric.adapters.compiled import outside_graphs
+from tokencurric.adapters.compiled import outside_graphs, runs_compiled
 from tokencurric.adapters.decoding import CachePlan, plan_of
 from tokencurric.adapters.deepstack import Deepstack
 from tokencurric.adapters.discovery import ModelParts
+from tokencurric.adapters.last_layer import LastLayer
 from tokencurric.adapters.layout import lay_out
 from tokencurric.adapters.pictures import lengths_of, numbered
 from tokencurric.adapters.record import Carrier, Record, Request
@@ -50,6 +51,7 @@ class Attachment:
         # The same whenever it can be: graphs that torch.compile makes hold for one key.
         taken = {other._key for other in attachments_of(parts)}
         self._key: str = next(key for number in count() if (key := f"tokencurric_{number}") not in taken)
+        self._last = LastLayer(self._key)
         for root in parts.roots:
             self._handles.append(root.register_forward_pre_hook(self._before_root, with_kwargs=True))
             # First in line, so that wrappers such as FSDP2 see the loss among the root's outputs.
@@ -66,6 +68,13 @@ class Attachment:
             self._handles.append(parts.head.register_forward_pre_hook(self._before_head))
             self._handles.append(parts.head.register_forward_hook(self._after_head, prepend=True))
 
+    def narrow(self) -> None:
+        """From now on the last layer computes only what is looked at, where a request says what that is."""
+        layer = self.parts.layers[-1]
+        parts = None if any(map(runs_compiled, (*self.parts.roots, layer))) else self.seam.position_wise(layer)
+        if parts is not None:
+            self._last.attach(parts)
+
     def refuse_nesting(self) -> None:
         """Raise if another attachment is at work on the model.
 
@@ -81,6 +90,7 @@ class Attachment:
     def remove(self) -> None:
         """Take all hooks off and restore what a broken forward left; it may be called again."""
         self.settle()
+        self._last.remove()
         while self._handles:
             self._handles.pop().remove()
         self.request = self.record = self._going_on = None
@@ -89,7 +99,8 @@ class Attachment:
         self.features.clear()
 
     def settle(self) -> None:
-        """Restore the tapped module if a forward broke off before it fired."""
+        """Restore what a forward that broke off has left: a tapped module, a layer that runs on a part."""
+        self._last.leave()
         if self._tap is not None:
             self._tap.close()
             self._tap = None
@@ -273,6 +284,8 @@ class Attachment:
             arguments = self.seam.shorten(number, arguments, hidden, stretch.shortened)
         if record.request.taps and record.due(number + 1) and max(stretch.layout.visual_counts, default=0):
             record.tap = self._tap = self.seam.listen(layer, hidden, arguments, stretch.layout, stretch.shortened)
+        if number == self.parts.depth - 1 and self._last.attached and record.predicting is not None:
+            arguments = {**arguments, self._key: record.predicting}
         return (hidden,), arguments
 
     def _record_of(self, hidden: Tensor) -> Record | None:
@@ -309,6 +322,8 @@ class Attachment:
 
     def _after_layer(self, number: int, layer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Keep the layer's output where it is asked for."""
+        if number == self.parts.depth - 1:
+            self._last.leave()
         record = self.record
         if record is None:
             return

@@ -50,7 +50,14 @@ def is_compiled(module: nn.Module) -> bool:
     return "_orig_mod" in module._modules
 
 
-def _runs_compiled(module: nn.Module) -> bool:
+def runs_compiled(module: nn.Module) -> bool:
+    """Whether calling `module` runs compiled code: it is wrapped, or was compiled in place.
+
+    Example:
+        >>> import torch
+        >>> runs_compiled(torch.nn.Identity())
+        False
+    """
     return is_compiled(module) or module._compiled_call_impl is not None
 
 
@@ -66,7 +73,7 @@ def refuse_compiled_twice(model: nn.Module, parts: ModelParts) -> None:
     layer = next((each for each in parts.layers if is_compiled(each)), None)
     if layer is None:
         return  # before a walk over all modules, which would cost more than the prompt's other hooks together
-    others = [each for each in model.modules() if each is not layer and _runs_compiled(each)]
+    others = [each for each in model.modules() if each is not layer and runs_compiled(each)]
     if any(layer in other.modules() for other in others):
         raise UnsupportedModelError(
             f"{type(parts.base).__name__} is compiled and so are its layers by themselves; torch.compile goes past the "

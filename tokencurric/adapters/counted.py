@@ -16,6 +16,20 @@ def _supervised(layout: Layout) -> tuple[Tensor, Tensor]:
     return layout.rows, layout.predictors
 
 
+def counted_slots(
+    layout: Layout, shortened: Shortened | None
+) -> tuple[Int[Tensor, " position"], Int[Tensor, " position"]]:
+    """Row and slot, on the short sequence, of each predicting position (or the nearest kept one before).
+
+    Arguments and errors as of `counted_states`.
+    """
+    rows, slots = _supervised(layout)
+    if shortened is None:
+        return rows, slots
+    device = shortened.selection.index.device
+    return rows, shortened.selection.slot[rows.to(device), slots.to(device)]
+
+
 def counted_states(
     layout: Layout, shortened: Shortened | None, hidden: Float[Tensor, "batch slots dim"]
 ) -> tuple[Float[Tensor, "position dim"], Bool[Tensor, " position"]]:
@@ -27,10 +41,7 @@ def counted_states(
     Raises:
         StateError: the layout was made without labels.
     """
-    rows, slots = _supervised(layout)
-    if shortened is not None:
-        device = shortened.selection.index.device
-        slots = shortened.selection.slot[rows.to(device), slots.to(device)]
+    rows, slots = counted_slots(layout, shortened)
     return hidden[rows.to(hidden.device), slots.to(hidden.device)], kept_predictors(layout, shortened)
 
 

@@ -211,6 +211,9 @@ class HandwrittenSeam:
         """None: ranks that have no pictures are the author's to keep together."""
         return None
 
+    def position_wise(self, layer: nn.Module) -> None:
+        """None: what a module of somebody else's layer does with its positions is not known."""
+
     def refuse_unfit_head(self) -> None:
         """Raise if there is no head.
 

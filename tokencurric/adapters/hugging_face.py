@@ -9,7 +9,8 @@ from transformers.masking_utils import causal_mask_function
 
 from tokencurric.adapters.decoding import CachePlan, decode_arguments, plan_of
 from tokencurric.adapters.deepstack import Deepstack, take_over
-from tokencurric.adapters.discovery import attention_of, find_parts, is_visual
+from tokencurric.adapters.discovery import attention_of, find_parts, inner_layer, is_visual
+from tokencurric.adapters.last_layer import PositionWise, position_wise
 from tokencurric.adapters.layout import Layout
 from tokencurric.adapters.masks import ruled_mask, short_mask, widen
 from tokencurric.adapters.seam import Call
@@ -157,6 +158,10 @@ class TransformersSeam:
     def ghost(self, inputs: Mapping[str, Any]) -> Any:
         """See `ghost_features`."""
         return ghost_features(self.parts, dict(inputs))
+
+    def position_wise(self, layer: nn.Module) -> PositionWise | None:
+        """See `last_layer.position_wise`."""
+        return position_wise(inner_layer(layer), attention_of(layer))
 
     def refuse_unfit_head(self) -> None:
         """Raise if the model changes logits after its head, or has none: losses are made from what the head gives.

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -9,7 +10,9 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from tokencurric.adapters.counted import counted_slots
 from tokencurric.adapters.deepstack import Deepstack
+from tokencurric.adapters.last_layer import Positions
 from tokencurric.adapters.layout import Layout
 from tokencurric.adapters.stretch import Shortened, Stretch
 from tokencurric.adapters.tap import Tap
@@ -39,6 +42,7 @@ class Request:
         pictures: whether budgets are of each picture. groups: which tokens are a picture, where the caller says so.
         capture: keep what is needed to run the upper layers once more.
         features: keep the outputs of the upper layers.
+        predictors_only: nobody looks at what the last layer makes of positions that predict no supervised token.
         finish: turns the decoder's short output into what reaches the output head; None expands it to full length.
         score: makes a loss of what reached the head, given the head, while its weights are whole.
         ghost: a zero that depends on the vision tower, added to the decoder's input.
@@ -55,6 +59,7 @@ class Request:
     groups: Int[Tensor, "batch seq"] | None = None
     capture: bool = False
     features: bool = False
+    predictors_only: bool = False
     finish: "Callable[[Record, Tensor], Tensor] | None" = None
     score: "Callable[[Record, Tensor, Head], Tensor] | None" = None
     ghost: Callable[[], Tensor] | None = None
@@ -155,6 +160,16 @@ class Record:
                 for row in range(len(layout.visual_counts))
             )
         return self._stretch(cut.layer, below, mask, kept, in_pictures)
+
+    @cached_property
+    def predicting(self) -> Positions | None:
+        """Where the last layer is looked at, on the sequence it runs on; None where that is everywhere, or nowhere."""
+        layout, shortened = self.layout, self.shortened
+        batch, width = (layout.visual if shortened is None else shortened.selection.index).shape
+        if not self.request.predictors_only or layout.rows is None or not 0 < len(layout.rows) < batch * width:
+            return None
+        rows, slots = counted_slots(layout, shortened)
+        return Positions(rows.to(slots.device), slots, (batch, width))
 
     def fork(self, stretch: Stretch | None) -> "Record":
         """A record of the same forward pass with another selection."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from tokencurric.adapters.decoding import CachePlan
 from tokencurric.adapters.deepstack import Deepstack
 from tokencurric.adapters.discovery import ModelParts
+from tokencurric.adapters.last_layer import PositionWise
 from tokencurric.adapters.layout import Layout
 from tokencurric.adapters.stretch import Shortened
 from tokencurric.adapters.tap import Tap
@@ -111,6 +112,10 @@ class Seam(Protocol):
 
     def ghost(self, inputs: Mapping[str, Any]) -> Callable[[], Tensor] | None:
         """What keeps ranks together when one of them has no picture; None if nothing has to."""
+        ...
+
+    def position_wise(self, layer: nn.Module) -> PositionWise | None:
+        """What of a layer treats each position by itself, where that is known."""
         ...
 
     def refuse_unfit_head(self) -> None:
