@@ -63,7 +63,7 @@ def measure(shape: Shape, *, rounds: int) -> dict[str, dict[str, float]]:
     """All figures at one shape."""
     view, keep = view_of(shape), round(shape.visual * KEEP)
     big = torch.randn(2**24 if shape.batch > 8 else 2**20)
-    layer = side_by_side({"layer": one_layer(shape)}, rounds=1, warm_up=0)["layer"].median
+    layer = side_by_side({"layer": one_layer(shape)}, rounds=2, warm_up=0)["layer"].median
     figures: dict[str, dict[str, float]] = {}
     for name, compressor in compressors().items():
         ways: dict[str, Callable[[], object]] = {

@@ -1,8 +1,8 @@
-"""The fit behind the slopes, and the figure."""
+"""The fit behind the slopes, what grows, and the figures."""
 
 import pytest
 
-from benchmarks.growth import AXES, FIXED, draw, measure, shapes, slope
+from benchmarks.growth import SUITES, draw, measure, slope
 
 
 @pytest.mark.parametrize("power", [0.0, 1.0, 2.0])
@@ -12,14 +12,21 @@ def test_the_slope_of_a_power_is_its_exponent(power):
     assert slope([(size, 1e-3 * size**power + (size < 8)) for size in sizes]) == pytest.approx(power), "small ones bend"
 
 
-def test_one_size_grows_at_a_time():
-    for axis in AXES:
-        found = [{"visual": shape.visual, "batch": shape.batch, "dim": shape.dim} for _, shape in shapes(axis, 3)]
-        assert [sizes.pop(axis) for sizes in found] == [size for size, _ in shapes(axis, 3)]
-        assert all(sizes == {name: size for name, size in FIXED.items() if name != axis} for sizes in found)
+@pytest.mark.parametrize("name", SUITES)
+def test_one_size_grows_at_a_time(name):
+    suite = SUITES[name]
+    assert set(suite.axes) <= set(suite.fixed)
+    for axis, sizes in suite.axes.items():
+        found = suite.points(axis)
+        assert [each.pop(axis) for each in found] == sorted(sizes)
+        assert all(each == {other: size for other, size in suite.fixed.items() if other != axis} for each in found)
 
 
-def test_a_figure_is_drawn(tmp_path):
+@pytest.mark.parametrize("name", SUITES)
+def test_a_figure_is_drawn_of_what_runs(tmp_path, name):
     pytest.importorskip("matplotlib")
-    draw({axis: measure(axis, doublings=1, rounds=1) for axis in AXES}, tmp_path / "growth.png")
+    suite, axis = SUITES[name], "rows" if "rows" in SUITES[name].axes else "vocabulary"
+    figures = {axis: measure(suite, axis, rounds=1, quick=True)}
+    assert len(figures[axis]) > 1
+    draw(suite, figures, tmp_path / "growth.png")
     assert (tmp_path / "growth.png").stat().st_size > 10_000

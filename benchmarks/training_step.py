@@ -18,7 +18,9 @@ import argparse
 import json
 import platform
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -66,28 +68,22 @@ def make_batch(shape: Shape) -> dict[str, Tensor]:
     }
 
 
-# The ways to make a step. Each leaves gradients and returns the loss.
+# The losses, in each of the ways to make a step.
 
 
-def fine_tuning(model: Any, batch: dict[str, Tensor]) -> float:
+def fine_tuning(model: Any, batch: dict[str, Tensor]) -> Tensor:
     """As transformers does it: labels to the model."""
-    model.zero_grad()
-    loss = model(**batch, use_cache=False).loss
-    loss.backward()
-    return float(loss.detach())
+    loss: Tensor = model(**batch, use_cache=False).loss
+    return loss
 
 
-def in_one_pass(model: Any, batch: dict[str, Tensor], objective: EPIC, step: int, total: int) -> float:
+def in_one_pass(model: Any, batch: dict[str, Tensor], objective: EPIC, step: int, total: int) -> Tensor:
     """Ours."""
-    model.zero_grad()
-    loss = objective(model, batch | {"row_key": torch.arange(len(batch["input_ids"]))}, step, total).loss
-    loss.backward()
-    return float(loss.detach())
+    return objective(model, batch | {"row_key": torch.arange(len(batch["input_ids"]))}, step, total).loss
 
 
-def in_two_passes(model: Any, batch: dict[str, Tensor], compressor: Any, stage: Stage, weight: float) -> float:
+def in_two_passes(model: Any, batch: dict[str, Tensor], compressor: Any, stage: Stage, weight: float) -> Tensor:
     """Teacher and student each from the picture on, with logits of every position that is left, in float32."""
-    model.zero_grad()
     inputs = {name: value for name, value in batch.items() if name != "labels"}
     targets = functional.pad(batch["labels"][:, 1:], (0, 1), value=-100)
     keys = torch.arange(len(targets))
@@ -115,8 +111,34 @@ def in_two_passes(model: Any, batch: dict[str, Tensor], compressor: Any, stage: 
     if teacher is not None:
         student = ours[counted].log_softmax(-1)
         loss = loss + weight * functional.kl_div(student, teacher, log_target=True, reduction="batchmean")
-    loss.backward()
-    return float(loss.detach())
+    return loss
+
+
+def ways_of(
+    model: Any, batch: dict[str, Tensor], objective: EPIC, step: int, total: int
+) -> dict[str, Callable[[], Tensor]]:
+    """The loss of a step in each way; ours leaves hooks, to be taken off by `detach` before the others run."""
+    stage = objective.curriculum.at(step, total, seed=0, layers=len(model.model.language_model.layers))
+    return {
+        "sft": lambda: fine_tuning(model, batch),
+        "two_pass": lambda: in_two_passes(model, batch, objective.compressor, stage, objective.weight),
+        "ours": lambda: in_one_pass(model, batch, objective, step, total),
+    }
+
+
+def steps_of(
+    model: Any, batch: dict[str, Tensor], objective: EPIC, step: int, total: int
+) -> dict[str, Callable[[], float]]:
+    """The step in each way: it leaves gradients and returns the loss."""
+
+    def run(way: Callable[[], Tensor]) -> float:
+        model.zero_grad()
+        loss = way()
+        loss.backward()
+        objective.detach()
+        return float(loss.detach())
+
+    return {name: partial(run, way) for name, way in ways_of(model, batch, objective, step, total).items()}
 
 
 # The closed form: floating-point operations of a step of a row.
@@ -177,23 +199,11 @@ def time_stage(
     model: Any, batch: dict[str, Tensor], objective: EPIC, step: int, total: int, *, rounds: int
 ) -> dict[str, Timing]:
     """All ways in one stage, after a look at whether they compute the same."""
-    layers = len(model.model.language_model.layers)
-    stage = objective.curriculum.at(step, total, seed=0, layers=layers)
-
-    def one_pass() -> float:
-        loss = in_one_pass(model, batch, objective, step, total)
-        objective.detach()  # fine-tuning and the two passes run without our hooks
-        return loss
-
-    def two_passes() -> float:
-        return in_two_passes(model, batch, objective.compressor, stage, objective.weight)
-
-    ours, theirs = one_pass(), two_passes()
+    steps = steps_of(model, batch, objective, step, total)
+    ours, theirs = steps["ours"](), steps["two_pass"]()
     if abs(ours - theirs) > 1e-3 * abs(theirs):
-        raise SystemExit(f"{stage}: the losses are {ours} and {theirs}, so the times would mean nothing")
-    return side_by_side(
-        {"sft": lambda: fine_tuning(model, batch), "ours": one_pass, "two_pass": two_passes}, rounds=rounds, warm_up=0
-    )
+        raise SystemExit(f"step {step}: the losses are {ours} and {theirs}, so the times would mean nothing")
+    return side_by_side(steps, rounds=rounds, warm_up=0)
 
 
 def limits(shape: Shape, curriculum: Curriculum, *, stages: int) -> dict[str, float]:
