@@ -1,6 +1,6 @@
 """LLaVA of random weights in the sizes that are measured."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 
@@ -28,6 +28,21 @@ class Shape:
     def visual(self) -> int:
         """Visual tokens of a row."""
         return self.side**2
+
+
+def of_width(width: int) -> Shape:
+    """The proportions of LLaVA-1.5-7B at another width, a multiple of 128."""
+    small = Shape()
+    by = width / small.width
+    return replace(
+        small,
+        width=width,
+        heads=width // 64,
+        inner=round(by * small.inner),
+        vocabulary=round(by * small.vocabulary),
+        tower_width=width // 2,
+        tower_heads=width // 64,
+    )
 
 
 LLAVA_7B = Shape(width=4096, heads=32, inner=11008, vocabulary=32064, tower_layers=24, tower_width=1024, tower_heads=16)

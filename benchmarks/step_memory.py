@@ -34,23 +34,23 @@ def held(shape: Shape, stage: Stage) -> dict[str, float]:
     """Bytes kept for the backward pass, in closed form, float32.
 
     A layer keeps for each token: what comes in, normed, and scaled (3 widths), queries, keys, values and what attention
-    makes of them (4), the same three before the MLP, and four of the MLP's inner width; and a number a head. The last
-    layer of `EPIC` keeps only keys and values of all. The head keeps its input and the logarithms of probabilities.
+    makes of them (4), the same three before the MLP, four of the MLP's inner width, and a number a head. The last layer
+    of `EPIC` keeps what goes into query, output and MLP, and what comes of it, of supervised tokens only. Then come the
+    final norm's three widths, what goes into the head, and logarithms of probabilities for cross-entropy; and for the
+    divergence those of the student, and the teacher's probabilities.
     """
     full = shape.visual + shape.text
     below = stage.layer if stage.compresses else shape.layers
     student = keep_count(shape.visual, stage.student) + shape.text if stage.compresses else full
     token = 10 * shape.width + 4 * shape.inner + shape.heads
-    head = shape.width * 4 + shape.vocabulary  # the final norm's three, and what goes into the head
-    everything = FLOAT * (shape.layers * full * token + full * head)
     layers = below * full + (shape.layers - below) * student
-    compared = shape.vocabulary if stage.distils else 0  # of the student's; the teacher's are constants
-    # In the last layer: what comes in (once, as a whole), its normed and scaled form, keys, values and queries.
-    narrow = (student - shape.supervised) * (4 * shape.width + 4 * shape.inner)
+    said = (3 if stage.distils else 1) * shape.vocabulary
+    left_out = student * (shape.width + 4 * shape.inner) - shape.supervised * (3 * shape.width + 4 * shape.inner)
     return {
-        "sft": everything,
-        "two_pass": FLOAT * (layers * token + student * head),
-        "ours": FLOAT * (layers * token - narrow + shape.supervised * (head + compared)),
+        "sft": FLOAT * full * (shape.layers * token + 4 * shape.width + shape.vocabulary),
+        "two_pass": FLOAT * (layers * token + student * 4 * shape.width + shape.supervised * said),
+        "ours": FLOAT
+        * (layers * token - left_out + student * 3 * shape.width + shape.supervised * (shape.width + said)),
     }
 
 

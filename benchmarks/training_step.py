@@ -4,7 +4,8 @@
     python benchmarks/training_step.py --limits     # of LLaVA-1.5-7B itself; nothing is run
 
 All ways train the same model on the same batch, forward and backward, in turn. A curriculum changes its step from the
-first to the last, so stages are taken evenly from all of it and their medians are added up. The ratios to read:
+first to the last, so stages are taken evenly from all of it; a stage's median times are taken in units of fine-tuning's
+there, and averaged. The ratios to read:
 `tcd_vs_sft`, `lcd_vs_sft` (plain fine-tuning as transformers does it), `tcd_vs_two_pass`, `lcd_vs_two_pass` (a whole
 forward each for teacher and student, logits of every position that is left). Each comes with `..._limit`, the same
 ratio in floating-point operations, from the closed form in `docs/performance.md`.
@@ -32,7 +33,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import LlavaForConditionalGeneration
 
-from benchmarks.llava import IMAGE, LLAVA_7B, Shape, make_config
+from benchmarks.llava import IMAGE, LLAVA_7B, Shape, make_config, of_width
 from benchmarks.timing import Timing, side_by_side
 from tokencurric import EPIC, Curriculum, Random, compress, keep_count, lcd, tcd
 from tokencurric.curriculum import Stage
@@ -239,13 +240,15 @@ def measure(shape: Shape, *, stages: int, rounds: int, weight: float = 0.7) -> d
                 seconds[way].append(timing)
             print(f"{name} layer {stage.layer:2}, removed {stage.student:4.0%} and {stage.teacher:4.0%}: ", end="")
             print(", ".join(f"{way} {timing.median:.3f} s" for way, timing in timings.items()), flush=True)
-        sums = {
-            way: {part: sum(getattr(timing, part) for timing in each) for part in ("median", "smallest", "largest")}
+        figures[f"{name}_seconds"] = {way: [asdict(timing) for timing in each] for way, each in seconds.items()}
+        # Fine-tuning is the same in all stages: its time there is the stage's unit, or a slow minute would weigh more.
+        units = [timing.median for timing in seconds["sft"]]
+        mean = {
+            way: sum(timing.median / unit for timing, unit in zip(each, units, strict=True)) / stages
             for way, each in seconds.items()
         }
-        figures[f"{name}_seconds"] = sums
         for other, limit in limits(shape, curriculum, stages=stages).items():
-            figures[f"{name}_vs_{other}"] = sums["ours"]["median"] / sums[other]["median"]
+            figures[f"{name}_vs_{other}"] = mean["ours"] / mean[other]
             figures[f"{name}_vs_{other}_limit"] = limit
     return figures
 
@@ -256,6 +259,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write the figures here")
     parser.add_argument("--quick", action="store_true", help="a small shape, for a look")
     parser.add_argument("--limits", action="store_true", help="only the limits of LLaVA-1.5-7B, over 2,000 stages")
+    parser.add_argument("--width", type=int, default=512, help="of the decoder; attention weighs less in a wide one")
     parser.add_argument("--stages", type=int, default=8, help="of each curriculum")
     parser.add_argument("--rounds", type=int, default=3, help="times that each way is timed in each stage")
     arguments = parser.parse_args()
@@ -265,7 +269,7 @@ def main() -> None:
             for other, limit in limits(LLAVA_7B, curriculum, stages=2000).items():
                 print(f"{name}_vs_{other}_limit {limit:.3f}")
         return
-    shape = QUICK if arguments.quick else Shape()
+    shape = QUICK if arguments.quick else of_width(arguments.width)
     print(f"{describe(shape)}, {torch.get_num_threads()} threads, float32, forward and backward")
     figures = measure(shape, stages=arguments.stages, rounds=arguments.rounds)
     for name, value in figures.items():

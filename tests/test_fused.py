@@ -16,7 +16,6 @@ from tokencurric import EPIC, ConsistencyLoss, Random
 from tokencurric.curriculum import constant
 from tokencurric.errors import MissingDependencyError, RangeError, UnsupportedModelError
 from tokencurric.losses import Taught, fused, fused_cross_entropy, supervised_losses
-from tokencurric.losses.head import plain_linear
 
 FUNCTIONAL = "liger_kernel.transformers.functional"
 
@@ -97,7 +96,8 @@ UNFIT = {
     "another method": (nn.Linear(8, 11).extra_repr, "not its forward"),
     "hooks": (hooked(), "has hooks"),
     "a forward of its own": (patched(), "the forward of Linear"),
-    "float64": (nn.Linear(8, 11, dtype=torch.float64), "float64"),
+    "float64": (nn.Linear(8, 11, dtype=torch.float64), "got torch.float64"),
+    "float16": (nn.Linear(8, 11, dtype=torch.float16), "got torch.float16"),
     "elsewhere": (nn.Linear(8, 11, device="meta"), "the weight is on meta"),
 }
 
@@ -105,11 +105,8 @@ UNFIT = {
 @pytest.mark.parametrize("head", UNFIT.values(), ids=UNFIT)
 def test_what_a_kernel_would_leave_out_is_refused(kernel, head):
     head, why = head
-    hidden = torch.randn(5, 8)
-    if isinstance(head, nn.Linear) and head.weight.dtype == torch.float64:
-        hidden = hidden.double()
-    assert plain_linear(hidden, head)[0] is None
-    with pytest.raises(UnsupportedModelError, match=f"needs a plain linear head; .*{why}"):
+    hidden = torch.randn(5, 8, dtype=head.weight.dtype if isinstance(head, nn.Linear) else None)
+    with pytest.raises(UnsupportedModelError, match=f"needs a plain linear head .*; .*{why}"):
         supervised_losses(hidden, torch.arange(5), head, fused=True)
     assert not kernel
 
@@ -117,8 +114,45 @@ def test_what_a_kernel_would_leave_out_is_refused(kernel, head):
 def test_a_missing_library_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, FUNCTIONAL, None)
     hidden, targets, head = scene()
-    with pytest.raises(MissingDependencyError, match=r"needs liger-kernel; .* Install tokencurric\[fused\]"):
+    with pytest.raises(MissingDependencyError, match=r"needs liger-kernel .* Install tokencurric\[fused\]"):
         fused_cross_entropy(hidden, targets, head)
+
+
+@pytest.mark.parametrize("broken", ["missing", "old", "does not import"])
+def test_a_library_that_is_of_no_use_is_passed_over(monkeypatch, broken):
+    module = ModuleType(FUNCTIONAL)
+    if broken == "old":
+        module.liger_fused_linear_cross_entropy = lambda hidden, weight, targets, bias, reduction: None
+    elif broken == "does not import":
+
+        def fail(name):
+            raise OSError("no driver")
+
+        module.__getattr__ = fail
+    monkeypatch.setitem(sys.modules, FUNCTIONAL, None if broken == "missing" else module)
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True)
+    hidden, targets, head = scene()
+    assert not fused.fits(hidden, head)
+    assert supervised_losses(hidden, targets, head).sft.requires_grad
+
+
+@pytest.mark.parametrize("trained", ["hidden", "head", "nothing"])
+def test_gradients_where_they_are_asked_for(kernel, trained):
+    hidden, targets, head = scene()
+    hidden.requires_grad_(trained == "hidden")
+    head.requires_grad_(trained == "head")
+    loss = fused_cross_entropy(hidden, targets, head)
+    assert loss.requires_grad == (trained != "nothing")
+    if trained != "nothing":
+        (2 * loss).backward()
+        assert (hidden.grad is None, head.weight.grad is None) == (trained == "head", trained == "hidden")
+
+
+def test_a_graph_may_be_gone_through_twice(kernel):
+    hidden, targets, head = scene()
+    loss = 0.3 * fused_cross_entropy(hidden, targets, head)
+    first = torch.autograd.grad(loss, hidden, retain_graph=True)[0].clone()
+    torch.testing.assert_close(torch.autograd.grad(loss, hidden)[0], first)
 
 
 def test_a_teacher_needs_logits_of_our_own(kernel):
@@ -134,7 +168,6 @@ def test_it_is_used_by_itself_only_where_it_fits(kernel, monkeypatch):
     assert not fused.fits(hidden, head)
     assert not kernel, "on a CPU it is not"
 
-    monkeypatch.setattr(fused, "find_spec", lambda name: object())
     monkeypatch.setattr(torch.Tensor, "is_cuda", True)
     assert not fused.fits(hidden, torch.tanh)
     supervised_losses(hidden, targets, head)
@@ -174,7 +207,8 @@ for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 2e-2)):
             hidden = torch.randn(7, 16, generator=torch.Generator().manual_seed(1)).to(dtype).requires_grad_()
             head.zero_grad()
             sums = supervised_losses(hidden, targets, head.forward, fused=fused)
-            (0.3 * sums.sft).backward()
+            (0.3 * sums.sft).backward(retain_graph=True)
+            (0.7 * sums.sft).backward()
             found.append([sums.sft.detach(), hidden.grad, *(p.grad.clone() for p in head.parameters())])
         assert sums.sft > 1
         for ours, theirs in zip(*found, strict=True):

@@ -1,7 +1,7 @@
 """EPIC: a model that teaches itself to live with fewer visual tokens, in one forward pass."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tokencurric.adapters.adapter import ModelAdapter
 from tokencurric.adapters.attachment import Attachment
+from tokencurric.adapters.compiled import refuse_compiled_twice, runs_compiled, seen_anew
 from tokencurric.adapters.compress import check_layer, seam_of
 from tokencurric.adapters.counted import (
     counted_states,
@@ -67,8 +68,8 @@ class EPIC:
     same weights (or is a frozen module), loses fewer, and gets no gradient. With `teacher="self"` both run in one root
     forward and share the layers below the compressing one. Only positions that predict a supervised token go to the
     head, and through the last layer's MLP and its projections of queries and outputs, where these are known to treat
-    each position by itself. A stage that compresses nothing is plain fine-tuning; one whose margin is 0 has nothing to
-    distil, and its loss is (1 − λ)·cross-entropy.
+    each position by itself (with `feature_weight` all do, for hidden states are compared). A stage that compresses
+    nothing is plain fine-tuning; one whose margin is 0 has nothing to distil, and its loss is (1 − λ)·cross-entropy.
 
     Hooks are put on the model at the first call and stay until `detach`.
 
@@ -136,6 +137,7 @@ class EPIC:
         self.teacher, self.share_prefix, self.adapter, self.fused = teacher, share_prefix, adapter, fused
         self._student: Attachment | None = None
         self._teacher: Attachment | None = None
+        self._anew = ExitStack()
 
     def attach(self, model: nn.Module) -> None:
         """Put hooks on `model`, after it was wrapped. Called on first use; again for another wrapping of the same.
@@ -155,6 +157,7 @@ class EPIC:
                 )
             self.detach()
         seam.refuse_unfit_head()
+        refuse_compiled_twice(model, seam.parts)
         teacher = self._teacher_seam()
         student = Attachment(seam)
         try:
@@ -162,8 +165,12 @@ class EPIC:
         except StateError:
             student.remove()
             raise
-        for each in (student, self._teacher):
-            if each is not None:
+        for whole, each in ((model, student), (self.teacher, self._teacher)):
+            if each is None or not isinstance(whole, nn.Module):
+                continue
+            if any(map(runs_compiled, whole.modules())):
+                self._anew.enter_context(seen_anew(each.parts))  # and its last layer runs on everything
+            else:
                 each.narrow()
         self._student = student
 
@@ -189,6 +196,7 @@ class EPIC:
         for attachment in (self._student, self._teacher):
             if attachment is not None:
                 attachment.remove()
+        self._anew.close()
         self._student = self._teacher = None
 
     def __call__(

@@ -18,5 +18,5 @@ def on_device(
     """
     there = values if isinstance(values, Tensor) else torch.tensor(values, dtype=None if values else torch.int64)
     if device.type == "cuda" and there.device.type == "cpu":
-        there = there.pin_memory()
-    return there.to(device, non_blocking=True)
+        return there.pin_memory().to(device, non_blocking=True)
+    return there.to(device)  # elsewhere a copy that nobody waits for may outlive what it copies

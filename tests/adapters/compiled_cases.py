@@ -14,7 +14,8 @@ from torch._dynamo.backends.registry import lookup_backend
 from transformers import CompileConfig, StaticCache
 
 from tests.adapters.tiny import EVEN, IMAGE, ONE, RAGGED, tiny_batch, tiny_llava
-from tokencurric import DART, FastV, Uniform, compress
+from tokencurric import DART, EPIC, FastV, Uniform, compress
+from tokencurric.curriculum import constant
 from tokencurric.errors import UnsupportedModelError
 from tokencurric.testing.models import Recording, apart, fingerprint, recomputed
 
@@ -226,3 +227,48 @@ def test_generate_does_not_compile_around_compiled_layers():
     ours, again = generated(model, tiny_batch(EVEN), FastV(), compile_config=config)
     assert apart(ours, again) < 1e-4
     assert (graphs.ran, around.ran) == (DEPTH * NEW, 0)
+
+
+# Training: EPIC's hooks stay from its first step to `detach`
+
+
+def trained(model, batch, steps=2):
+    """Losses and gradients of steps from a hard stage, hooks off again."""
+    objective, found = EPIC(DART(), constant(0.8, margin=0.4, layer=LAYER)), []
+    for _ in range(steps):
+        model.zero_grad()
+        out = objective(model, batch, step=0, total=1)
+        out.loss.backward()
+        grads = {name.replace("_orig_mod.", ""): p.grad for name, p in model.named_parameters() if p.grad is not None}
+        found.append((out.loss.detach(), grads))
+    objective.detach()
+    return found
+
+
+@pytest.mark.parametrize("before", [False, True], ids=["new", "called before"])
+@pytest.mark.parametrize("way", WAYS)
+def test_a_training_step(way, before):
+    batch = {**tiny_batch(RAGGED, answers=2), "row_key": torch.arange(3)}
+    inputs = {name: value for name, value in batch.items() if name not in ("labels", "row_key")}
+    expected = trained(tiny_llava(depth=DEPTH).train(), batch)
+    graphs = Graphs()
+    model = way(tiny_llava(depth=DEPTH).train(), graphs)
+    if before:
+        model(**inputs).logits.sum().backward()
+    plain, fresh = model(**inputs).logits if before else None, fingerprint(model)
+    ran = graphs.ran
+    for (ours, grads), (theirs, wanted) in zip(trained(model, batch), expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
+        assert grads.keys() >= wanted.keys()
+        for name, each in grads.items():  # in a graph, what takes no part has a gradient of 0
+            torch.testing.assert_close(each, wanted.get(name, torch.zeros_like(each)), rtol=1e-4, atol=1e-6)
+    assert graphs.ran > ran, "control: it was graphs that ran"
+    assert fingerprint(model) == fresh
+    if before:
+        torch.testing.assert_close(model(**inputs).logits, plain)
+
+
+def test_compiled_layers_in_a_compiled_model_are_not_trained():
+    model = torch.compile(by_layers(tiny_llava(depth=DEPTH), Graphs()))
+    with pytest.raises(UnsupportedModelError, match="so are its layers"):
+        trained(model, tiny_batch(EVEN, answers=2))

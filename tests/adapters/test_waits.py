@@ -19,6 +19,7 @@ from tokencurric.curriculum import constant
 from tokencurric.errors import RangeError
 from tokencurric.losses import jensen_shannon
 from tokencurric.token_budget import Cut, Ratio
+from tokencurric.transfer import on_device
 
 HOME = Path(tokencurric.__file__).parent
 
@@ -76,13 +77,14 @@ NO_WAIT = {"_counts", "check_budget", "_check"}
 
 
 @pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("feature_weight", [0, 0.1])
 @pytest.mark.parametrize("divergence", [None, jensen_shannon], ids=["forward", "jensen_shannon"])
 @pytest.mark.parametrize("compressor", [DART(), FastV(), Random(), Uniform()], ids=lambda c: type(c).__name__)
-def test_a_step_reads_from_the_device_once(monkeypatch, compressor, divergence):
+def test_a_step_reads_from_the_device_once(monkeypatch, compressor, divergence, feature_weight):
     model = tiny_llava().train()
     batch = {**tiny_batch(RAGGED, answers=2), "row_key": torch.arange(3)}
     loss = None if divergence is None else tokencurric.ConsistencyLoss(divergence=divergence)
-    objective = EPIC(compressor, constant(0.8, margin=0.3), loss=loss, feature_weight=0.1)
+    objective = EPIC(compressor, constant(0.8, margin=0.3), loss=loss, feature_weight=feature_weight)
     objective.attach(model)
     with waits(monkeypatch) as seen:
         objective(model, batch, step=1, total=2, num_items=torch.tensor(6)).loss.backward()
@@ -119,3 +121,27 @@ def test_a_wrong_count_waits_for_nothing_on_a_device():
     record._check(elsewhere, elsewhere, [2])
     with pytest.raises(RangeError, match="needs to keep exactly"):
         record._check(torch.zeros(1, 4, dtype=torch.bool), torch.ones(1, 4, dtype=torch.bool), [2])
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_numbers_of_the_host_go_from_pinned_memory(monkeypatch):
+    copies = []
+
+    class Pinned:
+        def to(self, device, *, non_blocking):
+            copies.append((device.type, non_blocking))
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: Pinned())
+    on_device((3, 4), torch.device("cuda"))
+    assert copies == [("cuda", True)]
+    there = on_device((3, 4), torch.device("meta"))
+    assert there.device.type == "meta", "and elsewhere as any tensor does"
+    assert copies == [("cuda", True)]
+
+
+def test_numbers_of_the_host_keep_their_kind():
+    cpu = torch.device("cpu")
+    assert on_device((True, False), cpu).dtype == torch.bool
+    assert on_device((), cpu).dtype == on_device((1,), cpu).dtype == torch.int64
+    given = torch.tensor([1, 2], dtype=torch.int32)
+    assert on_device(given, cpu) is given

@@ -1,5 +1,6 @@
 """Hooks that let the upper layers of a decoder run on a short sequence, and that come off without a trace."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from itertools import count
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from tokencurric.adapters.compiled import outside_graphs, runs_compiled
+from tokencurric.adapters.compiled import outside_graphs
 from tokencurric.adapters.decoding import CachePlan, plan_of
 from tokencurric.adapters.deepstack import Deepstack
 from tokencurric.adapters.discovery import ModelParts
@@ -23,6 +24,7 @@ from tokencurric.adapters.seam import Call, Seam
 from tokencurric.adapters.stretch import Stretch
 from tokencurric.adapters.tap import Tap
 from tokencurric.errors import ShapeError, StateError, UnsupportedModelError
+from tokencurric.losses import Head
 
 
 class Attachment:
@@ -70,8 +72,7 @@ class Attachment:
 
     def narrow(self) -> None:
         """From now on the last layer computes only what is looked at, where a request says what that is."""
-        layer = self.parts.layers[-1]
-        parts = None if any(map(runs_compiled, (*self.parts.roots, layer))) else self.seam.position_wise(layer)
+        parts = self.seam.position_wise(self.parts.layers[-1])
         if parts is not None:
             self._last.attach(parts)
 
@@ -126,9 +127,11 @@ class Attachment:
                 "compressed, or the output left short. Name the modules that the forward calls, and call them, not "
                 "their forward."
             )
-        if record.loss is None:
-            return None
-        return self.seam.with_loss(output, record.loss)
+        return None if record.loss is None else self._hand_out(record.loss, output)
+
+    @outside_graphs
+    def _hand_out(self, loss: Tensor, output: Any) -> Any:
+        return self.seam.with_loss(output, loss)
 
     # Hooks on the decoder
 
@@ -229,6 +232,10 @@ class Attachment:
         record = self.record
         if self.request is None or record is None or record.request.score is None or record.loss is not None:
             return None
+        return self._hold_back(record, args)
+
+    @outside_graphs
+    def _hold_back(self, record: Record, args: tuple[Any, ...]) -> Any:
         if not args:
             raise UnsupportedModelError(
                 f"EPIC needs a model that gives its output head the hidden states in place, as in lm_head(hidden); "
@@ -242,9 +249,15 @@ class Attachment:
         record = self.record
         if self.request is None or record is None or record.request.score is None or record.reached is None:
             return None
+        return self._score(record, record.request.score, head)
+
+    @outside_graphs
+    def _score(self, record: Record, score: Callable[[Record, Tensor, Head], Tensor], head: nn.Module) -> Tensor | None:
         reached, record.reached = record.reached, None
+        if reached is None:
+            return None
         # Not through the module: how often it is called depends on the batch, and calls are where ranks wait.
-        record.loss = record.request.score(record, reached, head.forward)
+        record.loss = score(record, reached, head.forward)
         return record.loss.reshape(1, 1, 1).clone()
 
     # Layers

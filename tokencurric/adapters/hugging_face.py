@@ -161,7 +161,7 @@ class TransformersSeam:
 
     def position_wise(self, layer: nn.Module) -> PositionWise | None:
         """See `last_layer.position_wise`."""
-        return position_wise(inner_layer(layer), attention_of(layer))
+        return position_wise(inner_layer(layer), inner_layer(attention_of(layer)))
 
     def refuse_unfit_head(self) -> None:
         """Raise if the model changes logits after its head, or has none: losses are made from what the head gives.

@@ -1,6 +1,7 @@
 """Computing, of the last layer, only what somebody looks at."""
 
 import inspect
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,10 +26,10 @@ class Positions:
 
     def __init__(self, rows: Int[Tensor, " position"], slots: Int[Tensor, " position"], shape: tuple[int, int]) -> None:
         self.rows, self.slots, self.shape = rows, slots, shape
-        nowhere = torch.full(shape, len(rows), device=rows.device)
-        number = torch.arange(len(rows), device=rows.device)
-        # Of a position that comes twice one is taken, or the other would get its gradient as well.
-        self._number = nowhere.index_put((rows, slots), number)
+        flat, number = rows * shape[1] + slots, torch.arange(len(rows), device=rows.device)
+        # Of a position that comes twice one is put back, or both would get its gradient. The other goes past the end.
+        last = torch.empty(shape[0] * shape[1], dtype=number.dtype, device=rows.device).index_copy_(0, flat, number)
+        self._place = torch.where(last[flat] == number, flat, shape[0] * shape[1])
 
     def pick(self, states: Float[Tensor, "batch slot dim"]) -> Float[Tensor, "1 position dim"]:
         """What stands there, as one sequence."""
@@ -36,8 +37,10 @@ class Positions:
 
     def put_back(self, states: Float[Tensor, "1 position dim"]) -> Float[Tensor, "batch slot dim"]:
         """`states` where they stood, and 0 elsewhere."""
-        padded = torch.cat((states[0], states.new_zeros(1, states.shape[-1])))
-        return padded[self._number.to(states.device)]
+        rows, slots = self.shape
+        whole = states.new_zeros(rows * slots + 1, states.shape[-1])
+        whole = whole.index_copy(0, self._place.to(states.device), states[0])
+        return whole[:-1].view(rows, slots, -1)
 
 
 @dataclass(frozen=True)
@@ -54,12 +57,14 @@ class PositionWise:
 
 
 def position_wise(layer: nn.Module, attention: nn.Module) -> PositionWise | None:
-    """What of `layer` treats each position by itself; None where the layer hands on no unknown keyword arguments.
+    """What of `layer` treats each position by itself; None where it is not clear that all but attention does.
 
-    A mixture of experts is left out: what it returns besides, and how it balances experts, is of all positions.
+    Clear is: keyword arguments are handed on, and what has weights is a linear layer or, as norms do, has vectors only.
+    A convolution mixes positions; a mixture of experts tells others what it saw of all.
+    Modules on which somebody else has hooks are left out: they would see some positions only.
 
     Args:
-        layer: itself, without wrappers. attention: of the layer.
+        layer: itself, without wrappers. attention: of the layer, likewise.
 
     Example:
         >>> layer = nn.Module()
@@ -71,19 +76,29 @@ def position_wise(layer: nn.Module, attention: nn.Module) -> PositionWise | None
     takes = inspect.signature(layer.forward).parameters.values()
     if not any(each.kind is inspect.Parameter.VAR_KEYWORD for each in takes):
         return None
-    mlp = getattr(layer, "mlp", None)
-    found = [getattr(attention, "q_proj", None), getattr(attention, "o_proj", None)]
-    if isinstance(mlp, nn.Module) and _is_plain(mlp):
-        found.append(mlp)
-    return PositionWise(attention, tuple(each for each in found if isinstance(each, nn.Module)))
+    mlp, inside = getattr(layer, "mlp", None), list(layer.modules())
+    experts = isinstance(mlp, nn.Module) and any(isinstance(each, nn.ModuleList) for each in mlp.modules())
+    if experts or not all(isinstance(each, nn.Linear) or _has_vectors_only(each) for each in inside):
+        return None
+    if any("ALora" in type(each).__name__ for module in inside for each in _variants(module)):
+        return None  # from which position on it acts is found in the whole sequence
+    found = (getattr(attention, "q_proj", None), getattr(attention, "o_proj", None), mlp)
+    modules = tuple(each for each in found if isinstance(each, nn.Module) and not _is_watched(each))
+    return PositionWise(attention, modules)
 
 
-def _is_plain(mlp: nn.Module) -> bool:
-    """Whether all that it holds are linear layers, one after another or side by side, and none of them a choice."""
-    parts = list(mlp.modules())
-    return not any(isinstance(each, nn.ModuleList) for each in parts) and all(
-        isinstance(each, nn.Linear) for each in parts if each._parameters
-    )
+def _has_vectors_only(module: nn.Module) -> bool:
+    return all(each is None or each.ndim < 2 for each in module._parameters.values())
+
+
+def _variants(module: nn.Module) -> Collection[Any]:
+    """Kinds of LoRA, as PEFT notes them."""
+    found = getattr(module, "lora_variant", None)
+    return found.values() if isinstance(found, dict) else ()
+
+
+def _is_watched(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 class LastLayer:
@@ -110,7 +125,7 @@ class LastLayer:
         self._handles.append(layer.attention.register_forward_pre_hook(self._arrive, with_kwargs=True))
         for module in layer.modules:
             self._handles.append(module.register_forward_pre_hook(self._before, with_kwargs=True))
-            self._handles.append(module.register_forward_hook(self._after))
+            self._handles.append(module.register_forward_hook(self._after, prepend=True))
 
     @property
     def attached(self) -> bool:
@@ -132,11 +147,12 @@ class LastLayer:
         self.leave()
         if self.key not in kwargs:
             return None
-        self._positions = kwargs[self.key]
+        if not torch.compiler.is_compiling():  # it would need a graph for every number of positions
+            self._positions = kwargs[self.key]
         return args, {name: value for name, value in kwargs.items() if name != self.key}
 
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if self._positions is None or kwargs or len(args) != 1:
+        if torch.compiler.is_compiling() or self._positions is None or kwargs or len(args) != 1:
             return None
         states = args[0]
         if not isinstance(states, Tensor) or states.ndim != 3 or tuple(states.shape[:2]) != self._positions.shape:

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import TypeAlias
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -35,6 +34,6 @@ def plain_linear(hidden: Float[Tensor, "position dim"], head: Head) -> tuple[nn.
         return None, f"{name} has hooks, which a kernel passes over"
     if type(module.weight) not in (Tensor, nn.Parameter) or not module.weight.is_floating_point():
         return None, f"the weight of {name} is of type {type(module.weight).__name__}, {module.weight.dtype}"
-    if hidden.dtype == torch.float64 or module.weight.device != hidden.device:
-        return None, f"hidden states are {hidden.dtype} on {hidden.device}, the weight is on {module.weight.device}"
+    if module.weight.device != hidden.device:
+        return None, f"hidden states are on {hidden.device}, the weight is on {module.weight.device}"
     return module, ""
