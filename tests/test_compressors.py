@@ -20,6 +20,7 @@ from torch import Tensor
 
 from tests.testing.discovery import compressors
 from tokencurric import DART, Compressor, FastV, Random, Uniform, VisualView
+from tokencurric.compressors import dart
 from tokencurric.compressors.dart import least_similar
 from tokencurric.compressors.protocol import Tags
 from tokencurric.compressors.uniform import _reverse_bits
@@ -243,3 +244,13 @@ def test_uniform_leaves_no_long_gap(keep: int):
     edges = [*kept, n + kept[0]]
     # Bit reversal halves gaps: the longest is at most twice what an even spread over the next power of two has.
     assert max(b - a for a, b in itertools.pairwise(edges)) <= 2 * 256 / keep
+
+
+def test_key_norms_are_the_same_in_parts(monkeypatch):
+    """On a CPU norms of keys are made in parts that fit into the cache."""
+    torch.manual_seed(0)
+    for keys in (torch.randn(3, 5, 2, 4), torch.randn(2, 7, 2, 4).bfloat16(), torch.randn(0, 4, 2, 4)):
+        whole = torch.linalg.vector_norm(keys.float(), ord=1, dim=(2, 3))
+        for size in (1, 17, 2**20):
+            monkeypatch.setattr(dart, "_IN_CACHE", size)
+            torch.testing.assert_close(dart._l1_norm(keys), whole)
