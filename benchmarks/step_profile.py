@@ -24,7 +24,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.llava import Shape
+from benchmarks.llava import of_width
 from benchmarks.training_step import QUICK, costs, make_batch, make_model, steps_of
 from tokencurric import EPIC, Random, lcd, tcd
 
@@ -87,10 +87,11 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write the figures here")
     parser.add_argument("--curriculum", choices=("tcd", "lcd"), default="lcd")
     parser.add_argument("--progress", type=float, default=0.5, help="of the training, 0 to 1")
+    parser.add_argument("--width", type=int, default=512, help="of the decoder")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="a small shape, for a look")
     arguments = parser.parse_args()
-    shape = QUICK if arguments.quick else Shape()
+    shape = QUICK if arguments.quick else of_width(arguments.width)
     model, batch = make_model(shape), make_batch(shape)
     objective = EPIC(Random(), {"tcd": tcd, "lcd": lcd}[arguments.curriculum]())
     step, total = round(1000 * arguments.progress), 1000
@@ -124,7 +125,7 @@ def main() -> None:
         )
     if arguments.json:
         machine = {"cpu": platform.processor() or platform.machine(), "threads": torch.get_num_threads()}
-        settings = {"curriculum": arguments.curriculum, "progress": arguments.progress}
+        settings = {"curriculum": arguments.curriculum, "progress": arguments.progress, "width": arguments.width}
         out = {**settings, "machine": machine, "torch": torch.__version__, "ways": figures}
         arguments.json.write_text(json.dumps(out, indent=2) + "\n")
 
