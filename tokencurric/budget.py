@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from tokencurric._transfer import on_device
 from tokencurric.errors import RangeError, ShapeError
-from tokencurric.transfer import on_device
 
 # A budget is host-known: one count for every row, or one count a row.
 Budget: TypeAlias = int | Int[Tensor, " batch"]

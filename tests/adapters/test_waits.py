@@ -13,13 +13,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import tokencurric
 from tests.adapters.tiny import RAGGED, tiny_batch, tiny_llava
 from tokencurric import DART, EPIC, FastV, Random, Uniform, compress
+from tokencurric._transfer import on_device
 from tokencurric.adapters.layout import lay_out
 from tokencurric.adapters.record import Record, Request
 from tokencurric.curriculum import constant
 from tokencurric.errors import RangeError
 from tokencurric.losses import jensen_shannon
 from tokencurric.token_budget import Cut, Ratio
-from tokencurric.transfer import on_device
 
 HOME = Path(tokencurric.__file__).parent
 

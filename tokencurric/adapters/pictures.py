@@ -10,11 +10,11 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from tokencurric._transfer import on_device
 from tokencurric.adapters.discovery import ModelParts, is_visual
 from tokencurric.draws import hash_tensor
 from tokencurric.errors import StateError
 from tokencurric.selection import Selection
-from tokencurric.transfer import on_device
 from tokencurric.view import VisualView
 
 _PER_TOKEN = ("positions", "normed_tokens", "keys", "attention", "cls_attention")

@@ -10,6 +10,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from tokencurric._transfer import on_device
 from tokencurric.adapters.counted import counted_slots
 from tokencurric.adapters.deepstack import Deepstack
 from tokencurric.adapters.last_layer import Positions
@@ -23,7 +24,6 @@ from tokencurric.errors import RangeError, ShapeError, StateError
 from tokencurric.losses import Head
 from tokencurric.selection import Selection
 from tokencurric.token_budget import Count, Cut
-from tokencurric.transfer import on_device
 from tokencurric.view import VisualView
 
 TAPPED = frozenset({"attention", "keys", "text_keys"})  # signals that need the layer before

@@ -40,8 +40,8 @@ def fused_cross_entropy(
         head: a linear layer, or its `forward`.
 
     Raises:
-        MissingDependencyError: liger-kernel cannot be used. UnsupportedModelError: the head is not plainly linear, or
-        in a number format that the kernel does not fit.
+        MissingDependencyError: liger-kernel cannot be used.
+        UnsupportedModelError: the head is not plainly linear, or in a number format that does not fit.
 
     Source: Hsu et al. 2024, Liger Kernel (arXiv:2410.10989) §3.2.
     """

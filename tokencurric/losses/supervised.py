@@ -73,9 +73,9 @@ def supervised_losses(
         Sums; with no position, 0 with a live gradient.
 
     Raises:
-        ShapeError: the tensors differ in their number of positions. RangeError: `chunk` is below 1, or `fused=True`
-        comes with a teacher. MissingDependencyError, UnsupportedModelError: with `fused=True`, see
-        `fused_cross_entropy`.
+        ShapeError: the tensors differ in their number of positions.
+        RangeError: `chunk` is below 1, or `fused=True` comes with a teacher.
+        MissingDependencyError, UnsupportedModelError: of `fused_cross_entropy`, with `fused=True`.
 
     Example:
         >>> hidden = torch.randn(5, 8, requires_grad=True)
