@@ -16,6 +16,7 @@ def plain_linear(hidden: Float[Tensor, "position dim"], head: Head) -> tuple[nn.
         hidden: what it would be given. head: a module, or a method of one.
 
     Example:
+        >>> import torch
         >>> head = nn.Linear(4, 9)
         >>> plain_linear(torch.randn(3, 4), head.forward)[0] is head
         True
