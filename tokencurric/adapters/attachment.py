@@ -249,13 +249,13 @@ class Attachment:
         record = self.record
         if self.request is None or record is None or record.request.score is None or record.reached is None:
             return None
-        return self._score(record, record.request.score, head)
+        reached, record.reached = record.reached, None
+        return self._score(record, record.request.score, reached, head)
 
     @outside_graphs
-    def _score(self, record: Record, score: Callable[[Record, Tensor, Head], Tensor], head: nn.Module) -> Tensor | None:
-        reached, record.reached = record.reached, None
-        if reached is None:
-            return None
+    def _score(
+        self, record: Record, score: Callable[[Record, Tensor, Head], Tensor], reached: Tensor, head: nn.Module
+    ) -> Tensor:
         # Not through the module: how often it is called depends on the batch, and calls are where ranks wait.
         record.loss = score(record, reached, head.forward)
         return record.loss.reshape(1, 1, 1).clone()
