@@ -16,7 +16,6 @@ little there is to do. A ninth of the tokens is kept.
 import argparse
 import json
 import math
-import platform
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -35,7 +34,7 @@ from benchmarks.allocator import cpu_peak
 from benchmarks.llava import Shape
 from benchmarks.loss_memory import in_chunks, in_full
 from benchmarks.selectors import KEEP, compressors
-from benchmarks.timing import side_by_side
+from benchmarks.timing import machine, side_by_side
 from benchmarks.training_step import make_batch, make_model, steps_of
 from tokencurric import EPIC, Random, tcd
 
@@ -198,8 +197,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if unknown := set(arguments.what) - SUITES.keys():
         parser.error(f"there is no {', '.join(sorted(unknown))}; there are {', '.join(SUITES)}")
-    machine = {"cpu": platform.processor() or platform.machine(), "threads": torch.get_num_threads()}
-    out: dict[str, Any] = {"machine": machine, "torch": torch.__version__}
+    out: dict[str, Any] = {"machine": machine(), "torch": torch.__version__}
     for name in arguments.what or SUITES:
         suite = SUITES[name]
         figures = {axis: measure(suite, axis, rounds=arguments.rounds, quick=arguments.quick) for axis in suite.axes}

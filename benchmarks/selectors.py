@@ -15,7 +15,6 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import argparse
 import json
-import platform
 from collections.abc import Callable
 
 import torch
@@ -25,7 +24,7 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRot
 import tokencurric.compressors
 from benchmarks.peers import LOOPS
 from benchmarks.shapes import LLAVA_7B, SMALL, Shape, view_of
-from benchmarks.timing import side_by_side
+from benchmarks.timing import machine, side_by_side
 from tokencurric import Compressor, VisualView
 
 KEEP = 1 / 9  # of the visual tokens: 64 of 576
@@ -115,8 +114,7 @@ def main() -> None:
         bound = f"{row['vs_bandwidth']:.2f}" if "vs_bandwidth" in row else "-"
         print(f"{name:10} {row['seconds'] * 1e3:9.2f} {spread:>17} {loop:>8} {row['selector_share']:11.5f} {bound:>16}")
     if arguments.json:
-        machine = {"cpu": platform.processor() or platform.machine(), "threads": torch.get_num_threads()}
-        out = {"shape": vars(shape), "machine": machine, "torch": torch.__version__, "selectors": figures}
+        out = {"shape": vars(shape), "machine": machine(), "torch": torch.__version__, "selectors": figures}
         if "DART" in figures:
             out["dart_vs_loop"] = figures["DART"]["vs_loop"]
         arguments.json.write_text(json.dumps(out, indent=2) + "\n")

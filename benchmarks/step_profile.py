@@ -10,7 +10,6 @@ which computes the weights again, counts two and a half forwards.
 
 import argparse
 import json
-import platform
 import statistics
 import sys
 from collections.abc import Callable, Mapping
@@ -25,6 +24,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.llava import of_width
+from benchmarks.timing import machine
 from benchmarks.training_step import QUICK, costs, make_batch, make_model, steps_of
 from tokencurric import EPIC, Random, lcd, tcd
 
@@ -124,9 +124,8 @@ def main() -> None:
             f"ours over {other}: {whole['ours'] / whole[other]:.3f} of the time ({part}), {form:.3f} of the operations"
         )
     if arguments.json:
-        machine = {"cpu": platform.processor() or platform.machine(), "threads": torch.get_num_threads()}
         settings = {"curriculum": arguments.curriculum, "progress": arguments.progress, "width": arguments.width}
-        out = {**settings, "machine": machine, "torch": torch.__version__, "ways": figures}
+        out = {**settings, "machine": machine(), "torch": torch.__version__, "ways": figures}
         arguments.json.write_text(json.dumps(out, indent=2) + "\n")
 
 

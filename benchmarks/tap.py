@@ -12,7 +12,6 @@ hidden states, in one run; ratios are of medians. What the tap reads is checked 
 
 import argparse
 import json
-import platform
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
@@ -25,7 +24,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 import torch
 from torch import Tensor
 
-from benchmarks.timing import side_by_side
+from benchmarks.timing import machine, side_by_side
 from benchmarks.training_step import QUICK, Shape, make_batch, make_model
 from tokencurric.adapters.discovery import attention_of, find_parts, is_visual
 from tokencurric.adapters.layout import lay_out
@@ -166,8 +165,7 @@ def main() -> None:
         if isinstance(value, float):
             print(f"{name:18} {value:.4f}")
     if arguments.json:
-        machine = {"cpu": platform.processor() or platform.machine(), "threads": torch.get_num_threads()}
-        out = {"shape": asdict(shape), "dtype": arguments.dtype, "machine": machine, "torch": torch.__version__}
+        out = {"shape": asdict(shape), "dtype": arguments.dtype, "machine": machine(), "torch": torch.__version__}
         arguments.json.write_text(json.dumps(out | figures, indent=2) + "\n")
 
 

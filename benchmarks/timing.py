@@ -1,9 +1,13 @@
 """Timing two or more ways of doing a thing side by side, so that the machine's drift hits all of them."""
 
+import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import torch
 
 
 @dataclass(frozen=True)
@@ -30,3 +34,8 @@ def side_by_side(ways: Mapping[str, Callable[[], object]], *, rounds: int, warm_
             if number >= warm_up:
                 seconds[name].append(time.perf_counter() - start)
     return {name: Timing.of(each) for name, each in seconds.items()}
+
+
+def machine() -> dict[str, Any]:
+    """What the times were taken on."""
+    return {"cpu": platform.processor() or platform.machine(), "threads": torch.get_num_threads()}

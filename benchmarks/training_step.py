@@ -17,7 +17,6 @@ position. It is narrower, so attention weighs more in it; the limits are those o
 
 import argparse
 import json
-import platform
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
@@ -34,7 +33,7 @@ from torch.nn import functional
 from transformers import LlavaForConditionalGeneration
 
 from benchmarks.llava import IMAGE, LLAVA_7B, Shape, make_config, of_width
-from benchmarks.timing import Timing, side_by_side
+from benchmarks.timing import Timing, machine, side_by_side
 from tokencurric import EPIC, Curriculum, Random, compress, keep_count, lcd, tcd
 from tokencurric.curriculum import Stage
 from tokencurric.testing.models import Recording
@@ -287,8 +286,7 @@ def main() -> None:
         if isinstance(value, float) and not name.endswith("_limit"):
             print(f"{name:16} {value:.3f}   limit {figures[f'{name}_limit']:.3f}")
     if arguments.json:
-        machine = {"cpu": platform.processor() or platform.machine(), "threads": torch.get_num_threads()}
-        out = {"shape": asdict(shape), "machine": machine, "torch": torch.__version__, **figures}
+        out = {"shape": asdict(shape), "machine": machine(), "torch": torch.__version__, **figures}
         arguments.json.write_text(json.dumps(out, indent=2) + "\n")
 
 
