@@ -1,7 +1,7 @@
 """EPIC: a model that teaches itself to live with fewer visual tokens, in one forward pass."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tokencurric.adapters.adapter import ModelAdapter
 from tokencurric.adapters.attachment import Attachment
-from tokencurric.adapters.compiled import refuse_compiled_twice, runs_compiled, seen_anew
+from tokencurric.adapters.compiled import refuse_compiled_twice, renew, runs_compiled
 from tokencurric.adapters.compress import check_layer, seam_of
 from tokencurric.adapters.counted import (
     counted_states,
@@ -137,7 +137,6 @@ class EPIC:
         self.teacher, self.share_prefix, self.adapter, self.fused = teacher, share_prefix, adapter, fused
         self._student: Attachment | None = None
         self._teacher: Attachment | None = None
-        self._anew = ExitStack()
 
     def attach(self, model: nn.Module) -> None:
         """Put hooks on `model`, after it was wrapped. Called on first use; again for another wrapping of the same.
@@ -159,17 +158,17 @@ class EPIC:
         seam.refuse_unfit_head()
         refuse_compiled_twice(model, seam.parts)
         teacher = self._teacher_seam()
-        student = Attachment(seam)
+        student = Attachment(seam, compiled=_runs_compiled(model))
         try:
-            self._teacher = None if teacher is None else Attachment(teacher)
+            self._teacher = None if teacher is None else Attachment(teacher, compiled=_runs_compiled(self.teacher))
         except StateError:
             student.remove()
             raise
-        for whole, each in ((model, student), (self.teacher, self._teacher)):
-            if each is None or not isinstance(whole, nn.Module):
+        for each in (student, self._teacher):
+            if each is None:
                 continue
-            if any(map(runs_compiled, whole.modules())):
-                self._anew.enter_context(seen_anew(each.parts))  # and its last layer runs on everything
+            if each.forwards.compiled:
+                renew(each.parts, each.traces)  # and its last layer runs on everything
             else:
                 each.narrow()
         self._student = student
@@ -196,7 +195,6 @@ class EPIC:
         for attachment in (self._student, self._teacher):
             if attachment is not None:
                 attachment.remove()
-        self._anew.close()
         self._student = self._teacher = None
 
     def __call__(
@@ -410,6 +408,10 @@ class EPIC:
         # A student without a teacher is its own.
         shown = record.shortened if teacher is None else teacher.shortened
         metrics["teacher_tokens"] = visual_tokens(record.layout, shown)
+
+
+def _runs_compiled(model: Any) -> bool:
+    return isinstance(model, nn.Module) and any(map(runs_compiled, model.modules()))
 
 
 def _cut(layer: int, ratio: float | int) -> tuple[Cut]:

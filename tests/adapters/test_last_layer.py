@@ -132,8 +132,8 @@ def test_a_step_that_broke_off_leaves_the_model_whole(checkpointing):
     with pytest.raises(RuntimeError, match="broken"):
         objective(model, batch, **STEP)
     handle.remove()
-    assert objective._attached._last._positions is None
-    assert not objective._attached._last._short
+    assert objective._attached._last._run.positions is None
+    assert not objective._attached._last._run.short
     torch.testing.assert_close(model(**inputs).logits, expected)
     if checkpointing:
         loss = objective(model, batch, **STEP).loss

@@ -8,21 +8,21 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from tokencurric.adapters.compiled import outside_graphs
 from tokencurric.adapters.decoding import CachePlan, plan_of
 from tokencurric.adapters.deepstack import Deepstack
 from tokencurric.adapters.discovery import ModelParts
+from tokencurric.adapters.forwards import Decoding, Forwards
 from tokencurric.adapters.last_layer import LastLayer
-from tokencurric.adapters.layout import lay_out
+from tokencurric.adapters.layout import Layout, lay_out
 from tokencurric.adapters.pictures import lengths_of, numbered
 from tokencurric.adapters.record import Carrier, Record, Request
 from tokencurric.adapters.row_keys import content_keys
 from tokencurric.adapters.seam import Call, Seam
 from tokencurric.adapters.stretch import Stretch
-from tokencurric.adapters.tap import Tap
+from tokencurric.adapters.traces import Traces
 from tokencurric.errors import ShapeError, StateError, UnsupportedModelError
 from tokencurric.losses import Head
 
@@ -37,38 +37,51 @@ class Attachment:
         StateError: another attachment is at work on the model.
     """
 
-    def __init__(self, seam: Seam) -> None:
+    def __init__(self, seam: Seam, *, compiled: bool = False) -> None:
         self.seam, self.parts = seam, seam.parts
-        self.request: Request | None = None
-        self.record: Record | None = None  # of the latest forward
-        self.prompt: int | None = None  # length of the prompt in the next forward, where more than it may come
-        self.features: dict[str, Any] = {}  # what the forward under way made of its pictures, and of its videos
-        self._seen: dict[str, Any] = {}
-        self._going_on: tuple[CachePlan, Call] | None = None  # what a forward after a compressed prompt stands on
+        self.everywhere: Request | None = None  # of all threads
+        self.forwards = Forwards(self.parts, compiled=compiled)
+        self.traces = Traces()
         self._records = WeakTensorKeyDictionary()  # where layers cannot carry one: by what each layer was given
-        self._tap: Tap | None = None  # armed, and not yet read
-        self._handles: list[RemovableHandle] = []
-        parts = self.parts
+        parts, traces = self.parts, self.traces
         self.refuse_nesting()
         # The same whenever it can be: graphs that torch.compile makes hold for one key.
         taken = {other._key for other in attachments_of(parts)}
         self._key: str = next(key for number in count() if (key := f"tokencurric_{number}") not in taken)
-        self._last = LastLayer(self._key)
+        self._last = LastLayer(self._key, traces)
         for root in parts.roots:
-            self._handles.append(root.register_forward_pre_hook(self._before_root, with_kwargs=True))
+            traces.before(root, self._before_root, with_kwargs=True)
             # First in line, so that wrappers such as FSDP2 see the loss among the root's outputs.
-            self._handles.append(root.register_forward_hook(self._after_root, prepend=True))
+            traces.after(root, self._after_root, prepend=True)
         # First in line too, so that a ghost's weights are asked for where a picture's are: before the decoder's.
         first = parts.decoder not in parts.roots  # else what the root's hook sees has to come before
-        before = parts.decoder.register_forward_pre_hook(self._before_decoder, prepend=first, with_kwargs=True)
-        self._handles.append(before)
-        self._handles.append(seam.end.register_forward_hook(self._after_end, prepend=True))
+        traces.before(parts.decoder, self._before_decoder, prepend=first, with_kwargs=True)
+        traces.after(seam.end, self._after_end, prepend=True)
         for number, layer in enumerate(parts.layers):
-            self._handles.append(layer.register_forward_pre_hook(partial(self._before_layer, number), with_kwargs=True))
-            self._handles.append(layer.register_forward_hook(partial(self._after_layer, number)))
+            traces.before(layer, partial(self._before_layer, number), with_kwargs=True)
+            traces.after(layer, partial(self._after_layer, number))
         if parts.head is not None:
-            self._handles.append(parts.head.register_forward_pre_hook(self._before_head))
-            self._handles.append(parts.head.register_forward_hook(self._after_head, prepend=True))
+            traces.before(parts.head, self._before_head)
+            traces.after(parts.head, self._after_head, prepend=True)
+
+    @property
+    def request(self) -> Request | None:
+        """What forward passes of this thread shall do; None leaves them alone. Setting it holds for this thread."""
+        own = self.forwards.now.request
+        return self.everywhere if own is None else own
+
+    @request.setter
+    def request(self, request: Request | None) -> None:
+        self.forwards.now.request = request
+
+    @property
+    def record(self) -> Record | None:
+        """Record of the latest forward of this thread."""
+        return self.forwards.now.record
+
+    @record.setter
+    def record(self, record: Record | None) -> None:
+        self.forwards.now.record = record
 
     def narrow(self) -> None:
         """From now on the last layer computes only what is looked at, where a request says what that is."""
@@ -91,30 +104,38 @@ class Attachment:
     def remove(self) -> None:
         """Take all hooks off and restore what a broken forward left; it may be called again."""
         self.settle()
-        self._last.remove()
-        while self._handles:
-            self._handles.pop().remove()
-        self.request = self.record = self._going_on = None
+        for tap in self.forwards.armed():
+            tap.close()  # also those of other threads, whose forwards broke off
+        self.traces.remove()
+        self.everywhere = None
+        self.forwards = Forwards(self.parts, compiled=self.forwards.compiled)
         self._records.clear()
-        self._seen = {}
-        self.features.clear()
 
     def settle(self) -> None:
-        """Restore what a forward that broke off has left: a tapped module, a layer that runs on a part."""
+        """Restore what a forward of this thread left when it broke off: a tapped module, a layer on some positions."""
+        if torch.compiler.is_compiling():
+            return  # a graph of this would hold for one prompt
         self._last.leave()
-        if self._tap is not None:
-            self._tap.close()
-            self._tap = None
+        now = self.forwards.now
+        if now.tap is not None:
+            now.tap.close()
+            now.tap = None
+
+    def note(self, kind: str, features: Any) -> None:
+        """Keep what the model made of the images, or of the videos, of the forward under way."""
+        now = self.forwards.now
+        now.features = {**now.features, kind: features}
 
     # Hooks on the modules that see token ids
 
     def _before_root(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self.request is None:
             return
+        now = self.forwards.now
         if module is self.parts.roots[0] or module is self.parts.base:
-            self._seen = {}
-            self.features.clear()
-        self._seen.update(self.seam.seen(module, args, kwargs))
+            now.seen = {}
+            now.features = {}
+        now.seen = {**now.seen, **self.seam.seen(module, args, kwargs)}
 
     def _after_root(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         record = self.record
@@ -139,17 +160,18 @@ class Attachment:
         if self.request is None:
             return None
         self.settle()
-        seen, self._seen = self._seen, {}
-        features = {**(seen.get("mm_encoder_outputs") or {}), **self.features}  # `generate` makes them beforehand
-        self.features.clear()
-        self.record = self._going_on = None
+        now = self.forwards.now
+        seen, now.seen = now.seen, {}
+        features = {**(seen.get("mm_encoder_outputs") or {}), **now.features}  # `generate` makes them beforehand
+        now.features = {}
+        now.record = now.decoding = None
         call = self.seam.read(seen, args, kwargs)
         if call.past > 0:
             return self._go_on(call, args, kwargs)
         if plan_of(call.cache) is not None:
             del call.cache._tokencurric  # a cache that was reset belongs to another prompt now
         kwargs, deepstack = self.seam.enter(kwargs)
-        self.record = record = self._begin(self.request, call, features, deepstack)
+        now.record = record = self._begin(self.request, call, features, deepstack)
         if self.request.ghost is not None and "inputs_embeds" in kwargs:
             embeds = kwargs["inputs_embeds"]
             kwargs = {**kwargs, "inputs_embeds": embeds + self.request.ghost().to(embeds)}
@@ -167,29 +189,19 @@ class Attachment:
         plan = plan_of(call.cache)
         if plan is None:
             return None
-        self._going_on = plan, call
-        return args, self.seam.go_on(plan, call, kwargs)
+        decoding, kwargs = Decoding(plan, call), self.seam.go_on(plan, call, kwargs)
+        if self.seam.carries:
+            return args, {**kwargs, self._key: decoding}
+        self.forwards.now.decoding = decoding
+        return args, kwargs
 
     @outside_graphs
     def _begin(self, request: Request, call: Call, features: dict[str, Any], deepstack: Deepstack | None) -> Record:
-        layout, query = request.layout, request.query
-        prompt, self.prompt = self.prompt, None
+        self.forwards.refuse_company()
+        self.settle()
+        layout = request.layout
         if layout is None:
-            visual = call.visual if request.visual is None else request.visual
-            if visual is None:
-                raise StateError(
-                    "compress needs to know which tokens are visual; got a call without input_ids. Pass "
-                    "visual_mask=... (True at visual tokens) to compress(...), or call the model with input_ids."
-                )
-            groups = request.groups
-            if request.pictures and groups is None:
-                config = getattr(self.parts.base, "config", None)
-                lengths = {kind: lengths_of(each, config) for kind, each in features.items()}
-                groups = numbered(call.ids, visual, lengths, self.parts.visual_kinds)
-            if prompt is not None:
-                visual = visual & (torch.arange(visual.shape[1], device=visual.device) < prompt)
-                query = _last_real(call.real, visual, prompt) if query is None else query
-            layout = lay_out(visual, call.real, labels=call.labels, query=query, groups=groups)
+            layout = self._lay_out(request, call, features)
         if call.shape is not None and call.shape != tuple(layout.visual.shape):
             raise ShapeError(
                 f"compress needs token ids of the decoder's input, shape {call.shape}; got "
@@ -197,14 +209,36 @@ class Attachment:
             )
         key = request.row_key
         if key is None:
-            ids = layout.real.long() if call.ids is None else call.ids
-            key = content_keys(ids[:, :prompt], layout.real[:, :prompt])
+            key = content_keys(layout.real.long() if call.ids is None else call.ids, layout.prompt)
         return Record(request, layout, key, deepstack)
 
+    def _lay_out(self, request: Request, call: Call, features: dict[str, Any]) -> Layout:
+        visual, groups = call.visual if request.visual is None else request.visual, request.groups
+        if visual is None:
+            raise StateError(
+                "compress needs to know which tokens are visual; got a call without input_ids. Pass "
+                "visual_mask=... (True at visual tokens) to compress(...), or call the model with input_ids."
+            )
+        prompt: int | Tensor | None = self.forwards.now.prompt
+        if prompt is None:
+            prompt = request.prompt
+        elif call.shape is not None and prompt < call.shape[1]:  # `generate` without a cache: the mask is the prompt's
+            visual = _lengthened(visual, call.shape)
+            groups = None if groups is None else _lengthened(groups, call.shape)
+        if prompt is not None:
+            visual = visual & (torch.arange(visual.shape[1], device=visual.device) < _column(prompt, visual.device))
+        if request.pictures and groups is None:
+            config = getattr(self.parts.base, "config", None)
+            lengths = {kind: lengths_of(each, config) for kind, each in features.items()}
+            groups = numbered(call.ids, visual, lengths, self.parts.visual_kinds)
+        return lay_out(visual, call.real, labels=call.labels, query=request.query, groups=groups, prompt=prompt)
+
     def _after_end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        if self._going_on is not None:
-            self._going_on = None  # or it would hold a cache that nobody else does
-        return None if self.request is None or self.record is None else self._leave(self.record, module, output)
+        now = self.forwards.now
+        if now.decoding is not None:
+            now.decoding = None  # or it would hold a cache that nobody else does
+        record = now.record
+        return None if self.request is None or record is None else self._leave(record, module, output)
 
     @outside_graphs
     def _leave(self, record: Record, module: nn.Module, output: Any) -> Any:
@@ -263,18 +297,18 @@ class Attachment:
     # Layers
 
     def _before_layer(self, number: int, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        carrier: Carrier | None = kwargs.get(self._key)
-        if carrier is None and self.seam.carries and self._going_on is None:
+        carried: Carrier | Decoding | None = kwargs.get(self._key)
+        if carried is None and self.seam.carries:
             return None
         kwargs = {name: value for name, value in kwargs.items() if name != self._key}
         hidden, arguments = self.seam.arguments(layer, args, kwargs)
-        record = self._record_of(hidden) if carrier is None else carrier.record
+        record = carried.record if isinstance(carried, Carrier) else self._record_of(hidden)
         if record is not None:
             return self._enter(record, number, layer, hidden, arguments)
-        if self._going_on is None:
+        decoding = carried if isinstance(carried, Decoding) else self.forwards.now.decoding
+        if decoding is None:
             return None
-        plan, call = self._going_on
-        return (hidden,), self.seam.decode(number, arguments, hidden, plan, call)
+        return (hidden,), self.seam.decode(number, arguments, hidden, decoding.plan, decoding.call)
 
     @outside_graphs
     def _enter(
@@ -286,7 +320,7 @@ class Attachment:
             hidden = record.deepstack.add(number, hidden, None if below is None else below.selection)
         if record.due(number):
             record.decide(hidden, self.parts.norm)
-            self._tap = None
+            self.forwards.now.tap = None
         stretch = record.at(number)
         if record.request.capture and record.hidden is not None:
             record.arguments[number] = self.seam.without_cache(arguments)
@@ -296,7 +330,8 @@ class Attachment:
             self._leave_plan(record, number, stretch, arguments)
             arguments = self.seam.shorten(number, arguments, hidden, stretch.shortened)
         if record.request.taps and record.due(number + 1) and max(stretch.layout.visual_counts, default=0):
-            record.tap = self._tap = self.seam.listen(layer, hidden, arguments, stretch.layout, stretch.shortened)
+            tap = self.seam.listen(layer, hidden, arguments, stretch.layout, stretch.shortened)
+            record.tap = self.forwards.now.tap = tap
         if number == self.parts.depth - 1 and self._last.attached and record.predicting is not None:
             arguments = {**arguments, self._key: record.predicting}
         return (hidden,), arguments
@@ -379,8 +414,10 @@ def attachments_of(parts: ModelParts) -> list[Attachment]:
     return [owner for owner in owners if isinstance(owner, Attachment)]
 
 
-def _last_real(mask: Tensor | None, visual: Tensor, length: int) -> Tensor:
-    """The last position among the first `length` that is no padding, a row."""
-    real = torch.ones_like(visual) if mask is None else mask
-    position = torch.arange(length, device=visual.device)
-    return torch.where(real[:, :length].to(visual.device), position, 0).amax(1)
+def _column(prompt: int | Tensor, device: torch.device) -> int | Tensor:
+    return prompt.to(device)[:, None] if isinstance(prompt, Tensor) else prompt
+
+
+def _lengthened(mask: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """A mask, or numbers, of a prompt's positions, with 0 at those that come after it."""
+    return torch.nn.functional.pad(mask, (0, max(0, shape[1] - mask.shape[1])))

@@ -5,8 +5,7 @@ was put on is used again without it. And of a compiled module within another com
 that hooks on the wrapper never run. Both would leave tokens in, or hide the wrong ones, and say nothing.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial, update_wrapper, wraps
 from typing import ParamSpec, TypeVar
 
@@ -14,6 +13,7 @@ import torch
 from torch import nn
 
 from tokencurric.adapters.discovery import ModelParts
+from tokencurric.adapters.traces import Traces
 from tokencurric.errors import UnsupportedModelError
 
 P = ParamSpec("P")
@@ -81,26 +81,31 @@ def refuse_compiled_twice(model: nn.Module, parts: ModelParts) -> None:
         )
 
 
-@contextmanager
-def seen_anew(parts: ModelParts) -> Iterator[None]:
-    """Within, graphs that were compiled before do not fit: torch.compile looks at the hooks of today.
-
-    What it does look at is whether a module has a `forward` of its own. So each module with a hook gets the one of its
-    class for as long as the context is open. Graphs from before fit again afterwards.
+def runs_compiled_anywhere(model: nn.Module, parts: ModelParts) -> bool:
+    """Whether hooks on the model may run in compiled code.
 
     Args:
-        parts: of the model.
+        model: as it was handed in, wrapped or not.
+        parts: its parts.
     """
-    hooked = dict.fromkeys((*parts.roots, parts.decoder, *parts.layers))
-    modules = [module for module in hooked if not is_compiled(module)]
-    before = [(module, vars(module).get("forward")) for module in modules]
-    for module, own in before:
-        object.__setattr__(module, "forward", module.forward if own is None else update_wrapper(partial(own), own))
-    try:
-        yield
-    finally:
-        for module, own in before:
-            if own is None:
-                object.__delattr__(module, "forward")
-            else:
-                object.__setattr__(module, "forward", own)
+    wrappers = model
+    while isinstance(inner := getattr(wrappers, "module", None), nn.Module) and not runs_compiled(wrappers):
+        wrappers = inner
+    return any(map(runs_compiled, (wrappers, *parts.roots, parts.decoder, *parts.layers)))
+
+
+def renew(parts: ModelParts, traces: Traces) -> None:
+    """Until the traces are removed, graphs from before do not fit: torch.compile looks at the hooks of today.
+
+    What it does look at is whether a module has a `forward` of its own. So each module with a hook gets the one of its
+    class for as long as the traces stay. Graphs from before fit again afterwards.
+
+    Args:
+        parts: parts of the model.
+        traces: what is put on the modules.
+    """
+    for module in dict.fromkeys((*parts.roots, parts.decoder, *parts.layers)):
+        if is_compiled(module):
+            continue
+        own = vars(module).get("forward")
+        traces.put(module, "forward", module.forward if own is None else update_wrapper(partial(own), own))

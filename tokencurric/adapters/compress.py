@@ -1,7 +1,8 @@
 """Compressing the visual tokens of a transformers model for as long as a context is open."""
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any, Literal
 
 from jaxtyping import Bool, Int
@@ -9,12 +10,12 @@ from torch import Tensor, nn
 
 from tokencurric.adapters.adapter import ModelAdapter
 from tokencurric.adapters.attachment import Attachment
-from tokencurric.adapters.compiled import refuse_compiled_twice, seen_anew
+from tokencurric.adapters.compiled import refuse_compiled_twice, renew, runs_compiled_anywhere
 from tokencurric.adapters.discovery import ModelParts
-from tokencurric.adapters.generation import watched
+from tokencurric.adapters.generation import watch_generate
 from tokencurric.adapters.handwritten import HandwrittenSeam
 from tokencurric.adapters.hugging_face import TransformersSeam
-from tokencurric.adapters.pictures import noting_pictures
+from tokencurric.adapters.pictures import note_images
 from tokencurric.adapters.record import TAPPED, Request
 from tokencurric.adapters.seam import Seam
 from tokencurric.budget import Budget
@@ -22,6 +23,8 @@ from tokencurric.compressors import Compressor
 from tokencurric.errors import MissingSignalError, RangeError
 from tokencurric.token_budget import TokenBudget
 from tokencurric.view import remedy
+
+_OPENING = threading.Lock()  # two threads that open a context on one model do not overlook each other
 
 
 @contextmanager
@@ -37,6 +40,7 @@ def compress(
     visual_mask: Bool[Tensor, "batch seq"] | None = None,
     groups: Int[Tensor, "batch seq"] | None = None,
     row_key: Int[Tensor, " batch"] | None = None,
+    prompt_length: int | Int[Tensor, " batch"] | None = None,
     seed: int = 0,
     adapter: Callable[[Any], ModelAdapter] | None = None,
 ) -> Iterator[nn.Module]:
@@ -46,26 +50,32 @@ def compress(
     smaller. Logits of a dropped position are those of the nearest kept position before it. Where nothing is dropped
     nothing runs: the result is bit-identical. Backward of a forward belongs inside the context. Leaving it, also by an
     exception, restores the model exactly. Layers that are compiled one by one, `layers[n] = torch.compile(layers[n])`,
-    stay one graph each, whatever the prompt says; of a model that is compiled as a whole, the prompt's hooks stay
+    stay one graph each, whatever the prompt contains; of a model that is compiled as a whole, the prompt's hooks stay
     outside the graphs.
 
+    The context holds in every thread, and leaving it waits for calls of other threads. Copies of the model made inside
+    are plain. `generate` decides once where the prompt ends. A forward pass takes the whole row for the prompt, unless
+    `labels`, `prompt_length` or `query` state where it ends: pass one of them when a row holds an answer too.
+
     Args:
-        model: a multimodal transformers model, also wrapped by DDP, PEFT or torch.compile; with `adapter`, any other.
+        model: multimodal transformers model, also wrapped by DDP, PEFT or torch.compile; with `adapter`, any other.
         compressor: decides which tokens stay, from the input of `layer` and attention and keys of the layer before.
-        keep: visual tokens that stay, all pictures of a row together: one count, or one a row. ratio: the fraction
-            removed, instead of keep.
+        keep: visual tokens that stay, all images of a row together: one count, or one per row.
+        ratio: fraction of the visual tokens that is removed, instead of `keep`.
         layer: first decoder layer that runs short; the model's depth means none does. With a list of layers, and as
             many counts or ratios, more is dropped at each of them; all are of the original tokens (`TokenBudget`).
-        per: "image" gives the budget to each picture or video of a row, and has the compressor choose within each. What
-            counts as one is what the model's vision tower is given as one: where a processor cuts pictures into tiles
+        per: "image" gives the budget to each image or video of a row, and has the compressor choose within each. What
+            counts as one is what the model's vision tower is given as one: where a processor cuts images into tiles
             (InternVL, Aya Vision, Gemma 3) or videos into frames (Video-LLaVA), that is a tile or a frame.
-        query: position whose attention is read, a row; None means the end of the prompt.
-        visual_mask: which positions are visual, for calls with `inputs_embeds` only.
-        groups: for per="image" where the model does not tell its pictures apart, or where frames shall count as
-            pictures: a number for each position, the same within a picture.
-        row_key: numbers of the samples, for compressors that draw; None takes a hash of each row's tokens.
-        seed: of the compressor.
-        adapter: for a model that is not from transformers, what makes its `ModelAdapter`.
+        query: [batch] index of the last prompt token per row, whose attention is read; None means the prompt's end.
+        visual_mask: [batch seq] True at visual tokens, for calls with `inputs_embeds` only.
+        groups: [batch seq] number that is the same within an image, for per="image" where the model does not tell its
+            images apart, or where frames shall count as images.
+        row_key: [batch] numbers of the samples, for compressors that draw; None takes a hash of each row's prompt.
+        prompt_length: positions per row, padding included, that are its prompt: one int, or one per row. What comes
+            after is an answer, which no choice depends on. Inside of `generate` it is known and this is not read.
+        seed: passed to the compressor.
+        adapter: makes the `ModelAdapter` of a model that is not from transformers.
 
     Yields:
         The model.
@@ -74,7 +84,7 @@ def compress(
         UnsupportedModelError: the model is not built so that tokens can be dropped.
         RangeError: not exactly one of keep and ratio is given, or a number is out of range.
         MissingSignalError: the compressor needs signals that `layer` does not have.
-        StateError: another compression is open on the model.
+        StateError: another compression is open on the model, or the model is compiled and two threads call it.
 
     Example:
         >>> from tokencurric import FastV, compress
@@ -88,26 +98,33 @@ def compress(
     for cut in budget.cuts:
         check_layer(compressor, cut.layer, seam.parts)
     cuts = tuple(cut for cut in budget.cuts if cut.layer < seam.parts.depth)
+    request = Request(
+        compressor,
+        cuts,
+        seed,
+        visual=visual_mask,
+        query=query,
+        row_key=row_key,
+        prompt=prompt_length,
+        pictures=per == "image",
+        groups=groups,
+    )
     refuse_compiled_twice(model, seam.parts)
-    attachment = Attachment(seam)
-    if cuts:
-        attachment.request = Request(
-            compressor,
-            cuts,
-            seed,
-            visual=visual_mask,
-            query=query,
-            row_key=row_key,
-            pictures=per == "image",
-            groups=groups,
-        )
-    asks = per == "image" and groups is None
-    pictures = noting_pictures(seam.parts, attachment.features.__setitem__) if asks else nullcontext()
+    with _OPENING:
+        attachment = Attachment(seam, compiled=runs_compiled_anywhere(model, seam.parts))
+        if cuts:
+            attachment.everywhere = request
     try:
-        with watched(attachment), seen_anew(seam.parts), pictures:
-            yield model
+        watch_generate(attachment)
+        if per == "image" and groups is None:
+            note_images(seam.parts, attachment.traces, attachment.note)
+        renew(seam.parts, attachment.traces)
+        yield model
     finally:
-        attachment.remove()
+        try:
+            attachment.forwards.wait_for_others()
+        finally:
+            attachment.remove()
 
 
 def seam_of(model: nn.Module, adapter: Callable[[Any], ModelAdapter] | None) -> Seam:

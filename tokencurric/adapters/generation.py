@@ -1,59 +1,70 @@
-"""What `generate` keeps to itself and compression needs to know: where the prompt ends, what it compiles."""
+"""What `generate` keeps to itself and compression needs: where the prompt ends, what it compiles."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import partial
+import inspect
+from collections.abc import Callable
+from functools import wraps
 from typing import Any
+
+from torch import Tensor
 
 from tokencurric.adapters.attachment import Attachment
 from tokencurric.adapters.compiled import is_compiled
 from tokencurric.errors import StateError
 
 
-@contextmanager
-def watched(attachment: Attachment) -> Iterator[None]:
-    """Within, some steps of `generate` are looked at before they run.
+def watch_generate(attachment: Attachment) -> None:
+    """Wrap `generate` on the model, until the attachment is removed.
 
-    No hook sees these things. A prompt in chunks looks like a conversation that goes on, and assisted decoding appends
-    its first draft to the prompt. With a static cache the model is compiled around layers that may be compiled already,
-    which would go past their hooks. So the methods are wrapped on the instance while the context is open.
+    No hook sees where the prompt ends: assisted decoding appends its first draft to it, and without a cache each step
+    is a forward over the prompt and the answer so far. A prompt in chunks looks like a conversation that goes on. With
+    a static cache the decoder is compiled, around layers that may be compiled already.
 
     Args:
-        attachment: on the model.
+        attachment: attachment on the model.
     """
     base = attachment.parts.base
-    wrapped = {}
-    for name, before in (("_prefill", _refuse_chunks), ("_get_candidate_generator", _note_prompt)):
-        if hasattr(base, name) and name not in vars(base):
-            wrapped[name] = partial(_preceded, getattr(base, name), partial(before, attachment))
-    if any(is_compiled(layer) for layer in attachment.parts.layers) and hasattr(base, "get_compiled_call"):
-        wrapped["get_compiled_call"] = partial(_as_it_is, base)
-    for name, method in wrapped.items():
-        object.__setattr__(base, name, method)
-    try:
-        yield
-    finally:
-        for name in wrapped:
-            object.__delattr__(base, name)
+    if callable(generate := getattr(base, "generate", None)):
+        attachment.traces.put(base, "generate", _from_its_prompt(attachment, generate))
+    if callable(compiled_call := getattr(base, "get_compiled_call", None)):
+        attachment.traces.put(base, "get_compiled_call", _around_layers(attachment, compiled_call))
 
 
-def _preceded(method: Any, before: Any, *args: Any, **kwargs: Any) -> Any:
-    before(*args, **kwargs)
-    return method(*args, **kwargs)
+def _from_its_prompt(attachment: Attachment, generate: Callable[..., Any]) -> Any:
+    signature = inspect.signature(generate)
+
+    @wraps(generate)
+    def generating(*args: Any, **kwargs: Any) -> Any:
+        given = signature.bind_partial(*args, **kwargs).arguments
+        given |= {name: value for each in given.values() if isinstance(each, dict) for name, value in each.items()}
+        _refuse_chunks(attachment, given)
+        with attachment.forwards.generating(_prompt_length(given)):
+            return generate(*args, **kwargs)
+
+    return generating
 
 
-def _as_it_is(base: Any, compile_config: Any) -> Any:
-    return base.__call__
+def _prompt_length(given: dict[str, Any]) -> int | None:
+    """Length of the sequence that the first forward gets."""
+    prompts = (given.get(name) for name in ("inputs_embeds", "input_ids", "inputs"))
+    return next((each.shape[1] for each in prompts if isinstance(each, Tensor) and each.ndim >= 2), None)
 
 
-def _refuse_chunks(attachment: Attachment, input_ids: Any, generation_config: Any, *_: Any, **__: Any) -> None:
-    size = generation_config.prefill_chunk_size
-    if size is not None:
+def _refuse_chunks(attachment: Attachment, given: dict[str, Any]) -> None:
+    config = given.get("generation_config") or getattr(attachment.parts.base, "generation_config", None)
+    size = given.get("prefill_chunk_size", getattr(config, "prefill_chunk_size", None))
+    if size is not None and attachment.request is not None:
         raise StateError(
             f"compress needs the whole prompt in one call; got prefill_chunk_size={size}. Only visual tokens of the "
             "first chunk would be compressed, seen by a query in the middle of the prompt. Leave it out."
         )
 
 
-def _note_prompt(attachment: Attachment, generation_config: Any, input_ids: Any, *_: Any, **__: Any) -> None:
-    attachment.prompt = input_ids.shape[1]
+def _around_layers(attachment: Attachment, compiled_call: Callable[..., Any]) -> Any:
+    @wraps(compiled_call)
+    def choose(*args: Any, **kwargs: Any) -> Any:
+        if any(is_compiled(layer) for layer in attachment.parts.layers):
+            return attachment.parts.base.__call__
+        attachment.forwards.share()
+        return compiled_call(*args, **kwargs)
+
+    return choose

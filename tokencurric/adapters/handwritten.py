@@ -21,7 +21,7 @@ from tokencurric.errors import StateError, UnsupportedModelError
 from tokencurric.selection import Selection
 
 
-@dataclass
+@dataclass(eq=False)
 class _Read:
     """What was read already."""
 

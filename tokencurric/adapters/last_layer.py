@@ -1,6 +1,7 @@
 """Computing, of the last layer, only what somebody looks at."""
 
 import inspect
+import threading
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +9,8 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
+
+from tokencurric.adapters.traces import Traces
 
 
 class Positions:
@@ -110,61 +112,63 @@ class LastLayer:
 
     Args:
         key: name of the argument.
+        traces: hooks are put on through these.
     """
 
-    def __init__(self, key: str) -> None:
+    def __init__(self, key: str, traces: Traces) -> None:
         self.key = key
-        self._positions: Positions | None = None  # while the layer runs
-        self._short: set[nn.Module] = set()  # modules that are running on a part
+        self.attached = False  # whether there are hooks that know what to do with the argument
+        self._traces = traces
+        self._run = _Run()
         self._final: nn.Module | None = None  # of the modules that run on a part
-        self._handles: list[RemovableHandle] = []
 
     def attach(self, layer: PositionWise) -> None:
         """Put hooks on."""
+        self.attached = True
         self._final = layer.modules[-1] if layer.modules else None
-        self._handles.append(layer.attention.register_forward_pre_hook(self._arrive, with_kwargs=True))
+        self._traces.before(layer.attention, self._arrive, with_kwargs=True)
         for module in layer.modules:
-            self._handles.append(module.register_forward_pre_hook(self._before, with_kwargs=True))
-            self._handles.append(module.register_forward_hook(self._after, prepend=True))
-
-    @property
-    def attached(self) -> bool:
-        """Whether there are hooks that know what to do with the argument."""
-        return bool(self._handles)
-
-    def remove(self) -> None:
-        """Take the hooks off."""
-        self.leave()
-        while self._handles:
-            self._handles.pop().remove()
+            self._traces.before(module, self._before, with_kwargs=True)
+            self._traces.after(module, self._after, prepend=True)
 
     def leave(self) -> None:
         """The layer is done, or broke off."""
-        self._positions = None
-        self._short.clear()
+        if self.attached:
+            self._run.positions = None
+            self._run.short = frozenset()
 
     def _arrive(self, attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self.leave()
         if self.key not in kwargs:
             return None
         if not torch.compiler.is_compiling():  # it would need a graph for every number of positions
-            self._positions = kwargs[self.key]
+            self._run.positions = kwargs[self.key]
         return args, {name: value for name, value in kwargs.items() if name != self.key}
 
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if torch.compiler.is_compiling() or self._positions is None or kwargs or len(args) != 1:
+        positions = None if torch.compiler.is_compiling() else self._run.positions
+        if positions is None or kwargs or len(args) != 1:
             return None
         states = args[0]
-        if not isinstance(states, Tensor) or states.ndim != 3 or tuple(states.shape[:2]) != self._positions.shape:
+        if not isinstance(states, Tensor) or states.ndim != 3 or tuple(states.shape[:2]) != positions.shape:
             return None
-        self._short.add(module)
-        return (self._positions.pick(states),), kwargs
+        self._run.short |= {module}
+        return (positions.pick(states),), kwargs
 
     def _after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        positions = self._positions
-        if module is self._final:
-            self._positions = None  # hooks on the layer itself need not run at its end
-        if module not in self._short or positions is None:
+        if torch.compiler.is_compiling():
             return None
-        self._short.discard(module)
+        positions = self._run.positions
+        if module is self._final:
+            self._run.positions = None  # hooks on the layer itself need not run at its end
+        if module not in self._run.short or positions is None:
+            return None
+        self._run.short -= {module}
         return positions.put_back(output)
+
+
+class _Run(threading.local):
+    """The layer's run under way in this thread: at which positions, and which modules are running on those alone."""
+
+    positions: Positions | None = None
+    short: frozenset[nn.Module] = frozenset()

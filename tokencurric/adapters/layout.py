@@ -49,6 +49,12 @@ class Layout:
         """Of the sequence."""
         return self.visual.shape[1]
 
+    @property
+    def prompt(self) -> Bool[Tensor, "batch seq"]:
+        """True at tokens up to the query: what a choice may depend on."""
+        position = torch.arange(self.length, device=self.real.device)
+        return self.real & (position <= self.query.to(self.real.device)[:, None])
+
     def shorten(
         self,
         selection: Selection,
@@ -88,20 +94,25 @@ def lay_out(
     labels: Int[Tensor, "batch seq"] | None = None,
     query: Int[Tensor, " batch"] | None = None,
     groups: Int[Tensor, "batch seq"] | None = None,
+    prompt: int | Int[Tensor, " batch"] | None = None,
 ) -> Layout:
     """Lay out a batch.
 
     The query is the end of the first prompt after a row's last visual token: with labels, the position before the
-    first supervised token there; without, or where there is none, the last real position.
+    first supervised token there; with `prompt`, the last token of that prompt; without either, or where there is none,
+    the last real position.
 
     Args:
         visual: visual tokens. attention_mask: zero at padding; None means there is none. labels: as the model takes
             them, -100 where nothing is supervised. query: the query positions, if not the default.
         groups: a number for each visual token that is the same within a picture, where pictures have budgets of their
             own.
+        prompt: positions of each row that belong to its prompt, counted from the start and padding included; what
+            comes after is an answer, whose image placeholders are text. None means that nothing comes after.
 
     Raises:
-        ShapeError: shapes differ. RangeError: a query lies outside the sequence.
+        ShapeError: shapes differ.
+        RangeError: a query lies outside the sequence, or a prompt has no token.
 
     Example:
         >>> visual = torch.tensor([[False, True, True, False, False]])
@@ -123,9 +134,10 @@ def lay_out(
             )
     position = torch.arange(seq, device=visual.device)
     real = torch.ones_like(visual) if attention_mask is None else attention_mask.to(visual.device).bool()
-    visual = visual & real
+    asked = real if prompt is None else real & (position < _ends(prompt, visual)[:, None])
+    visual = visual & asked
     last_visual = torch.where(visual, position, -1).amax(1)
-    last_real = torch.where(real, position, 0).amax(1)
+    last_real = torch.where(asked, position, 0).amax(1)
     supervised = None if labels is None else _predicting(labels.to(visual.device)) & real
     if query is None:
         query = last_real
@@ -136,7 +148,13 @@ def lay_out(
 
     counts = [visual.sum(1), real.sum(1), text.sum(1), query]
     counts.append(torch.zeros_like(query) if supervised is None else supervised.sum(1))
-    n_visual, n_real, n_text, queries, n_supervised = torch.stack(counts).tolist()  # the one wait for the device
+    counts.append(asked.sum(1))
+    n_visual, n_real, n_text, queries, n_supervised, n_asked = torch.stack(counts).tolist()  # the one wait
+    if any(n == 0 < every for n, every in zip(n_asked, n_real, strict=True)):
+        raise RangeError(
+            f"prompt_length must leave at least one token per row; got rows with {n_asked} tokens before it.\n"
+            "Hint: it counts positions from the start of a row, padding included."
+        )
     if not all(0 <= q < seq for q in queries):
         raise RangeError(
             f"lay_out needs query positions from 0 to {seq - 1}; got {queries}. A query is a position of the full "
@@ -153,6 +171,24 @@ def lay_out(
         tuple(n_visual), tuple(n_real), rows, predictors, targets,
         None if groups is None else Pictures.of(groups.to(visual.device), visual),
     )  # fmt: skip
+
+
+def _ends(prompt: int | Tensor, visual: Tensor) -> Tensor:
+    """Where each row's prompt ends."""
+    batch, seq = visual.shape
+    if isinstance(prompt, Tensor):
+        if prompt.shape != (batch,) or prompt.is_floating_point() or prompt.dtype == torch.bool:
+            raise ShapeError(
+                f"prompt_length must be an int or an integer tensor of shape ({batch},); got {prompt.dtype} of shape "
+                f"{tuple(prompt.shape)}.\nHint: one length per row, in positions from the start, padding included."
+            )
+        return prompt.to(visual.device)
+    if not 0 < prompt <= seq:
+        raise RangeError(
+            f"prompt_length must be between 1 and {seq}, the length of the sequence; got {prompt}.\n"
+            "Hint: it counts positions from the start of a row, padding included."
+        )
+    return torch.full((batch,), prompt, device=visual.device)
 
 
 def _predicting(labels: Tensor) -> Tensor:

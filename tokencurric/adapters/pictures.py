@@ -1,7 +1,6 @@
 """Which visual tokens belong to which picture, so that each picture can have a budget of its own."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import wraps
 from typing import Any
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from tokencurric._transfer import on_device
 from tokencurric.adapters.discovery import ModelParts, is_visual
+from tokencurric.adapters.traces import Traces
 from tokencurric.draws import hash_tensor
 from tokencurric.errors import StateError
 from tokencurric.selection import Selection
@@ -112,31 +112,21 @@ class Pictures:
         return order[(start + widest).clamp(max=len(order) - 1)], widest < counts[:, None]
 
 
-@contextmanager
-def noting_pictures(parts: ModelParts, note: Callable[[str, Any], None]) -> Iterator[None]:
-    """Within, `note(kind, features)` is told what the model makes of its pictures and of its videos.
+def note_images(parts: ModelParts, traces: Traces, note: Callable[[str, Any], None]) -> None:
+    """Until the traces are removed, `note(kind, features)` is called with what the model makes of images and videos.
 
-    A transformers model makes the features of all pictures in one method, and returns them picture by picture. No hook
-    sees that, so the method is wrapped on the instance while the context is open.
+    A transformers model makes the features of all images in one method, and returns them image by image. No hook sees
+    that, so the method is wrapped on the instance.
 
     Args:
-        parts: of the model. note: gets "image" or "video", and what the method returned.
+        parts: parts of the model.
+        traces: what is put on its modules.
+        note: gets "image" or "video", and what the method returned.
     """
-    wrapped: dict[str, tuple[Any, Any]] = {}
     for name, kind in READERS.items():
-        for root in reversed(parts.roots):
-            if hasattr(root, name):
-                wrapped[name] = root, vars(root).get(name)
-                object.__setattr__(root, name, _noted(getattr(root, name), kind, note))
-                break
-    try:
-        yield
-    finally:
-        for name, (root, own) in wrapped.items():
-            if own is None:
-                object.__delattr__(root, name)
-            else:
-                object.__setattr__(root, name, own)
+        root = next((each for each in reversed(parts.roots) if hasattr(each, name)), None)
+        if root is not None:
+            traces.put(root, name, _noted(getattr(root, name), kind, note))
 
 
 def _noted(method: Any, kind: str, note: Callable[[str, Any], None]) -> Any:
@@ -190,7 +180,7 @@ def numbered(
         )
     groups, first = torch.zeros_like(ids), 0
     for kind, tokens in kinds.items():
-        where = is_visual(ids, tokens)
+        where = is_visual(ids, tokens) & visual
         there, told = int(where.sum()), lengths.get(kind)
         if not there:
             continue

@@ -38,7 +38,8 @@ class Request:
         compressor: decides. cuts: how many tokens stay from which layers on. seed: of the compressor.
         layout: of the batch, if it is known; None has it made from what the model is called with.
         visual, query: the visual mask and the query positions, where the caller gives them.
-        row_key: the samples' numbers; None takes a hash of each row's token ids.
+        row_key: the samples' numbers; None takes a hash of each row's prompt.
+        prompt: length of each row's prompt in positions, padding included, where an answer comes with it.
         pictures: whether budgets are of each picture. groups: which tokens are a picture, where the caller says so.
         capture: keep what is needed to run the upper layers once more.
         features: keep the outputs of the upper layers.
@@ -55,6 +56,7 @@ class Request:
     visual: Bool[Tensor, "batch seq"] | None = None
     query: Int[Tensor, " batch"] | None = None
     row_key: Int[Tensor, " batch"] | None = None
+    prompt: int | Int[Tensor, " batch"] | None = None
     pictures: bool = False
     groups: Int[Tensor, "batch seq"] | None = None
     capture: bool = False

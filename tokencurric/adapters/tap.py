@@ -7,7 +7,9 @@ row that is needed, from the prompt's query to all keys.
 
 import copy
 import sys
+import threading
 from dataclasses import dataclass
+from threading import get_ident
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -20,6 +22,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from tokencurric.ranking import full_precision
 
 _NAME = "tokencurric_tap"  # the one name this library registers anywhere
+_TAPS, _CONFIG = "_tokencurric_taps", "_tokencurric_config"  # of a module's copied config: who reads, and the original
+_ARMING = threading.Lock()
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,24 +90,39 @@ class AttentionTap:
     """Armed on one attention module, it reads once and restores the module.
 
     Args:
-        module: a transformers attention module. query: the query position, a row. real: positions that are no padding.
+        module: a transformers attention module.
+        query: position per row whose attention is read.
+        real: positions that are no padding.
     """
 
     def __init__(self, module: Any, query: Int[Tensor, " batch"], real: Bool[Tensor, "batch seq"]) -> None:
-        self._module, self._config = module, module.config
+        self._module, self._thread = module, get_ident()
         self._query, self._real = query, real
-        self.implementation: str = module.config._attn_implementation
         self.tapped: Tapped | None = None
         if _NAME not in ALL_ATTENTION_FUNCTIONS:
             AttentionInterface.register(_NAME, _attention_with_tap)
-        config = copy.copy(module.config)  # shallow: only this module looks at the copy
-        config.__dict__["_attn_implementation_internal"] = _NAME
-        config.__dict__["_tokencurric_tap"] = self
-        module.config = config
+        with _ARMING:
+            if _TAPS not in vars(module.config):
+                config = copy.copy(module.config)  # shallow: only this module looks at the copy
+                config.__dict__ |= {"_attn_implementation_internal": _NAME, _TAPS: [], _CONFIG: module.config}
+                module.config = config
+            vars(module.config)[_TAPS].append(self)
 
     def close(self) -> None:
-        """Restore the module; it may be called again."""
-        self._module.config = self._config
+        """Restore the module, unless another thread listens to it; it may be called again."""
+        if torch.compiler.is_compiling():  # one thread at a time, see `Forwards`; locks cannot be traced
+            self._close()
+            return
+        with _ARMING:
+            self._close()
+
+    def _close(self) -> None:
+        config = self._module.config
+        taps: list[AttentionTap] = getattr(config, _TAPS, [])
+        if self in taps:
+            taps.remove(self)
+            if not taps:
+                self._module.config = getattr(config, _CONFIG)
 
     @torch.no_grad()
     def read(self, query: Tensor, key: Tensor, mask: Tensor | None, arguments: dict[str, Any]) -> None:
@@ -128,8 +147,15 @@ def _attention_with_tap(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **arguments: Any
 ) -> Any:
     config: Any = module.config
-    tap: AttentionTap = config._tokencurric_tap
-    tap.read(query, key, attention_mask, arguments)
+    taps: list[AttentionTap] = getattr(config, _TAPS, [])
+    config = getattr(config, _CONFIG, config)
+    if torch.compiler.is_compiling():
+        (tap,) = taps
+        tap.read(query, key, attention_mask, arguments)
+    else:
+        me = get_ident()
+        for tap in [each for each in taps if each._thread == me]:
+            tap.read(query, key, attention_mask, arguments)
     eager: Any = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
-    attend = ALL_ATTENTION_FUNCTIONS.get_interface(tap.implementation, eager)
+    attend = ALL_ATTENTION_FUNCTIONS.get_interface(config._attn_implementation, eager)
     return attend(module, query, key, value, attention_mask, **arguments)
