@@ -24,6 +24,7 @@ from tokencurric.adapters.seam import Call, Seam
 from tokencurric.adapters.stretch import Stretch
 from tokencurric.adapters.traces import Traces
 from tokencurric.errors import ShapeError, StateError, UnsupportedModelError
+from tokencurric.hosts.names import CACHE
 from tokencurric.losses import Head
 
 
@@ -351,7 +352,7 @@ class Attachment:
 
     def _leave_plan(self, record: Record, number: int, stretch: Stretch, arguments: dict[str, Any]) -> None:
         """Note on the cache what layers up to this one hold."""
-        cache = arguments.get("past_key_values") if self.seam.carries else record.cache
+        cache = CACHE.read(arguments) if self.seam.carries else record.cache
         if cache is None or number > stretch.layer:
             return
         # Without the memo: decoding has no use for the prompt's masks, and the cache lives long.

@@ -9,6 +9,8 @@ from transformers.masking_utils import causal_mask_function
 
 from tokencurric.adapters.masks import layer_rule, ruled_mask
 from tokencurric.adapters.stretch import Shortened
+from tokencurric.errors import UnsupportedModelError
+from tokencurric.hosts.names import CACHE
 from tokencurric.selection import Selection
 
 
@@ -92,11 +94,19 @@ def decode_arguments(
     Args:
         plan: of the cache. config: of the decoder. layer: its number. hidden: of the new tokens. kwargs: the layer's.
         real: which of all positions so far are no padding; None if none after the prompt is.
+
+    Raises:
+        UnsupportedModelError: the layer is called without a cache.
     """
     shortened = plan.at(layer)
     if shortened is None:
         return kwargs
-    cache, new_tokens, selection = kwargs["past_key_values"], hidden.shape[1], shortened.selection
+    cache, new_tokens, selection = CACHE.read(kwargs), hidden.shape[1], shortened.selection
+    if cache is None:
+        raise UnsupportedModelError(
+            f"Layer {layer} needs the cache that holds the compressed prompt; its call has none.\n"
+            f"Hint: Hand the decoder's cache on to each layer, which now gets {', '.join(sorted(kwargs))}."
+        )
     entry = cache.layers[layer]
     left_padding = shortened.left_padding.to(hidden.device)
     rule = layer_rule(config, layer, left_padding, sliding=bool(getattr(entry, "is_sliding", False)))

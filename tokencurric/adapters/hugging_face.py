@@ -18,6 +18,8 @@ from tokencurric.adapters.stretch import Shortened
 from tokencurric.adapters.tap import AttentionTap
 from tokencurric.adapters.vision import VISION, ghost_features
 from tokencurric.errors import UnsupportedModelError
+from tokencurric.hosts.calls import refuse_unknown_arguments
+from tokencurric.hosts.names import CACHE
 
 # Axis of the sequence in the layers' keyword arguments that are aligned with it. Masks are handled apart.
 _ALIGNED = {"position_embeddings": -2, "position_ids": -1, "cache_position": -1}
@@ -38,6 +40,7 @@ class TransformersSeam:
 
     def __init__(self, model: nn.Module) -> None:
         self.parts = find_parts(model)
+        refuse_unknown_arguments(self.parts.decoder, map(inner_layer, self.parts.layers))
         self.end: nn.Module = self.parts.decoder
 
     def seen(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -53,7 +56,7 @@ class TransformersSeam:
 
     def read(self, seen: Mapping[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         """The call, from what the roots saw and what the decoder is called with."""
-        ids, cache = seen.get("input_ids"), kwargs.get("past_key_values")
+        ids, cache = seen.get("input_ids"), CACHE.read(kwargs)
         embeds: Any = kwargs.get("inputs_embeds", args[0] if args else None)
         length = ids.shape[1] if embeds is None and ids is not None else None if embeds is None else embeds.shape[1]
         pictures = (name for name in seen if name.startswith(VISION) and (isinstance(seen[name], Tensor) or seen[name]))
@@ -128,7 +131,7 @@ class TransformersSeam:
 
     def without_cache(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """A layer's arguments for a second run that leaves the cache alone."""
-        return {**arguments, "past_key_values": None}
+        return CACHE.write(arguments, None)
 
     def answer(self, output: Any) -> Tensor:
         """Hidden states in the decoder's output."""
@@ -192,7 +195,7 @@ class TransformersSeam:
     def _short_mask(
         self, number: int, arguments: dict[str, Any], hidden: Tensor, shortened: Shortened
     ) -> Tensor | None:
-        selection, cache = shortened.selection, arguments.get("past_key_values")
+        selection, cache = shortened.selection, CACHE.read(arguments)
         mask: Tensor | None = arguments.get("attention_mask")
         width = selection.short if cache is None else int(cache.get_mask_sizes(selection.short, number)[0])
         if mask is not None:
