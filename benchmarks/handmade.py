@@ -9,6 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import DynamicCache
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+
+from tokencurric.hosts.names import CACHE
+
+_CACHE = CACHE.name_in(LlamaDecoderLayer.forward)  # as the installed release calls it
 
 
 def read_prompt(
@@ -31,7 +36,7 @@ def read_prompt(
         if number == layer and left is not None:
             hidden, rotation = hidden[:, left], tuple(each[:, left] for each in rotation)
         # Without a mask attention is causal by place, which is right: those that are left stand in their order.
-        hidden = module(hidden, attention_mask=None, position_embeddings=rotation, past_key_values=cache)
+        hidden = module(hidden, attention_mask=None, position_embeddings=rotation, **{_CACHE: cache})
     return model.lm_head(decoder.norm(hidden[:, -1])), cache
 
 
@@ -41,5 +46,5 @@ def read_token(model: Any, token: Tensor, position: int, cache: DynamicCache) ->
     hidden = decoder.embed_tokens(token)
     rotation = decoder.rotary_emb(hidden, position_ids=torch.full_like(token, position))
     for module in decoder.layers:
-        hidden = module(hidden, attention_mask=None, position_embeddings=rotation, past_key_values=cache)
+        hidden = module(hidden, attention_mask=None, position_embeddings=rotation, **{_CACHE: cache})
     return model.lm_head(decoder.norm(hidden[:, -1]))

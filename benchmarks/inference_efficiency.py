@@ -53,6 +53,7 @@ from tokencurric.evaluation import (
     prefill_flops,
     tokens_per_layer,
 )
+from tokencurric.hosts.names import CACHE
 from tokencurric.testing.models import apart
 
 COMPRESSORS: list[Compressor] = [Uniform(), Random(), FastV(), DART()]
@@ -153,9 +154,10 @@ def with_library(model: Any, prompt: Prompt, case: Case) -> Run:
     """Ours, or transformers alone."""
     with case.opened(model):
         said = model(**prompt.inputs, use_cache=True, logits_to_keep=1)
+        name = CACHE.name_in(model.forward)
         yield said.logits[:, -1]
         for token in prompt.answer:
-            said = model(input_ids=token, past_key_values=said.past_key_values, use_cache=True)
+            said = model(input_ids=token, use_cache=True, **{name: CACHE.read(said)})
         yield said.logits[:, -1]
 
 
@@ -204,7 +206,7 @@ def costs(model: Any, prompt: Prompt, case: Case) -> dict[str, Any]:
     """What does not depend on the machine's mood. What is measured has to be what the closed forms say."""
     with case.opened(model):
         counted = count_flops(model, prompt.inputs)
-        cache = model(**prompt.inputs, use_cache=True, logits_to_keep=1).past_key_values
+        cache = CACHE.read(model(**prompt.inputs, use_cache=True, logits_to_keep=1))
     measured = {"flops": counted.total, "kv_bytes": cache_bytes(cache)}
     del cache
     found = {

@@ -13,6 +13,16 @@ from tokencurric.data.grouping import GroupedSampler
 from tokencurric.data.sizes import RowSizes
 from tokencurric.distill import EPIC, EpicOutput
 from tokencurric.errors import MissingDependencyError, RangeError, ShapeError, StateError
+from tokencurric.hosts.names import (
+    COLLATOR,
+    COLUMNS,
+    COMPUTE_LOSS,
+    LOAD_BEST_MODEL,
+    LOAD_FROM_CHECKPOINT,
+    LOG,
+    SAVE,
+    TRAIN_SAMPLER,
+)
 from tokencurric.recipe import describe_objective
 
 try:
@@ -140,6 +150,7 @@ class EpicTrainer(Trainer):
             "compress(...) and generate, as tokencurric.evaluation does."
         )
 
+    @COMPUTE_LOSS.overridden_by
     def compute_loss(
         self,
         model: nn.Module,
@@ -162,6 +173,7 @@ class EpicTrainer(Trainer):
             loss = loss * self.accelerator.num_processes  # DDP averages over ranks what was divided by all tokens
         return (loss, {"loss": loss}) if return_outputs else loss
 
+    @LOG.overridden_by
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """As transformers.Trainer.log, with the objective's metrics since the last time."""
         if "loss" in logs and self._noted:
@@ -211,6 +223,7 @@ class EpicTrainer(Trainer):
 
     # Trainer's own seams
 
+    @TRAIN_SAMPLER.overridden_by
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         if self.sizes is None:
             return super()._get_train_sampler(train_dataset)
@@ -225,11 +238,13 @@ class EpicTrainer(Trainer):
         self.sampler = GroupedSampler(self.sizes, self._train_batch_size, together=together, seed=seed)
         return self.sampler
 
+    @SAVE.overridden_by
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         super()._save(output_dir, state_dict)
         if self.args.should_save:
             self._write_recipe(str(output_dir or self.args.output_dir))
 
+    @LOAD_FROM_CHECKPOINT.overridden_by
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         recipe, now = Path(resume_from_checkpoint, RECIPE), describe_objective(self.objective)
         before = json.loads(recipe.read_text(encoding="utf-8")) if recipe.exists() else now
@@ -243,6 +258,7 @@ class EpicTrainer(Trainer):
         if not self._restore(resume_from_checkpoint, self.model if model is None else model):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
+    @LOAD_BEST_MODEL.overridden_by
     def _load_best_model(self) -> None:
         if not self._restore(str(self.state.best_model_checkpoint), self.model):
             super()._load_best_model()
@@ -261,10 +277,12 @@ class EpicTrainer(Trainer):
         model.load_state_dict(loaded.state_dict(), strict=True)
         return True
 
+    @COLLATOR.overridden_by
     def _get_collator_with_removed_columns(
         self, data_collator: Callable[..., Any], description: str | None = None
     ) -> Callable[..., Any]:
         return data_collator  # the collator knows what it needs; row_key is no argument of the model
 
+    @COLUMNS.overridden_by
     def _remove_unused_columns(self, dataset: Any, description: str | None = None) -> Any:
         return dataset

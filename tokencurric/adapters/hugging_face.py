@@ -18,8 +18,8 @@ from tokencurric.adapters.stretch import Shortened
 from tokencurric.adapters.tap import AttentionTap
 from tokencurric.adapters.vision import VISION, ghost_features
 from tokencurric.errors import UnsupportedModelError
-from tokencurric.hosts.calls import refuse_unknown_arguments
-from tokencurric.hosts.names import CACHE
+from tokencurric.hosts.calls import aligned_shape, named, refuse_unknown_arguments
+from tokencurric.hosts.names import CACHE, check_release
 
 # Axis of the sequence in the layers' keyword arguments that are aligned with it. Masks are handled apart.
 _ALIGNED = {"position_embeddings": -2, "position_ids": -1, "cache_position": -1}
@@ -39,6 +39,7 @@ class TransformersSeam:
     carries = True
 
     def __init__(self, model: nn.Module) -> None:
+        check_release()
         self.parts = find_parts(model)
         refuse_unknown_arguments(self.parts.decoder, map(inner_layer, self.parts.layers))
         self.end: nn.Module = self.parts.decoder
@@ -47,7 +48,7 @@ class TransformersSeam:
         """What tells tokens, padding, labels and pictures."""
         found = {
             name: value
-            for name, value in kwargs.items()
+            for name, value in (named(module, args, kwargs) if len(args) > 1 else kwargs).items()
             if value is not None and (name in _SEEN or name.startswith(VISION))
         }
         if args and isinstance(args[0], Tensor) and not args[0].is_floating_point():
@@ -56,6 +57,8 @@ class TransformersSeam:
 
     def read(self, seen: Mapping[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         """The call, from what the roots saw and what the decoder is called with."""
+        if len(args) > 1:
+            args, kwargs = (), named(self.parts.decoder, args, kwargs)
         ids, cache = seen.get("input_ids"), CACHE.read(kwargs)
         embeds: Any = kwargs.get("inputs_embeds", args[0] if args else None)
         length = ids.shape[1] if embeds is None and ids is not None else None if embeds is None else embeds.shape[1]
@@ -105,10 +108,10 @@ class TransformersSeam:
                 continue
             if name in _ALIGNED:
                 new[name] = gather_all(value, shortened, _ALIGNED[name])
-            elif isinstance(value, Tensor) and selection.length in value.shape[:3]:
+            elif (shape := aligned_shape(value, selection.length)) is not None:
                 raise UnsupportedModelError(
-                    f"{type(self.parts.decoder).__name__} passes {name} of shape {tuple(value.shape)} to its layers, "
-                    f"which looks aligned with the sequence of {selection.length} tokens. How to shorten it is not "
+                    f"{type(self.parts.decoder).__name__} passes {name} of shape {shape} to its layers, which looks "
+                    f"aligned with the sequence of {selection.length} tokens. How to shorten it is not "
                     "known, and leaving it would be wrong. Models whose layers take only masks, positions and a cache "
                     "are supported."
                 )

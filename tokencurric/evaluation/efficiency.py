@@ -15,6 +15,7 @@ from tokencurric.evaluation.flops import Flops, count_flops, prefill_flops
 from tokencurric.evaluation.memory import cache_bytes, kv_bytes, paper_kv_bytes, peak_memory
 from tokencurric.evaluation.timing import Timing, time_generation
 from tokencurric.evaluation.tokens import PromptShape, tokens_per_layer
+from tokencurric.hosts.names import CACHE
 from tokencurric.token_budget import TokenBudget
 
 
@@ -103,7 +104,7 @@ def measure_efficiency(
 
         def read() -> None:
             said = model.generate(**inputs, max_new_tokens=1, do_sample=False, return_dict_in_generate=True)
-            caches.append(said.past_key_values)
+            caches.append(CACHE.read(said))
 
         with torch.no_grad(), shortened():
             counted = count_flops(model, inputs)

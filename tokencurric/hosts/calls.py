@@ -1,14 +1,55 @@
 """What the modules of a transformers model are called with."""
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from tokencurric.errors import UnsupportedModelError
 from tokencurric.hosts.lookups import Argument
 from tokencurric.hosts.names import CACHE, EMBEDS, MASK
+
+
+def named(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a call by name, also those that come in place.
+
+    Args:
+        module: the one that is called.
+        args: in place; what its forward takes as `*args` has no name and is left out.
+        kwargs: by name.
+
+    Example:
+        >>> named(nn.Linear(1, 1), (7,), {})
+        {'input': 7}
+    """
+    if not args:
+        return kwargs
+    takes = inspect.signature(module.forward).parameters.values()
+    places = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    names = [each.name for each in takes if each.kind in places]
+    return {**dict(zip(names, args, strict=False)), **kwargs}
+
+
+def aligned_shape(value: Any, length: int) -> tuple[int, ...] | None:
+    """Shape of the first tensor that looks aligned with a sequence, in a tensor or in a collection of them.
+
+    Args:
+        value: of an argument.
+        length: of the sequence; a tensor looks aligned if one of its first three axes has it.
+
+    Returns:
+        None if there is none.
+
+    Example:
+        >>> import torch
+        >>> aligned_shape((torch.ones(1, 5, 2), torch.ones(7)), 5), aligned_shape({"a": torch.ones(7)}, 5)
+        ((1, 5, 2), None)
+    """
+    if isinstance(value, Tensor):
+        return tuple(value.shape) if length in value.shape[:3] else None
+    inside = value.values() if isinstance(value, Mapping) else value if isinstance(value, tuple | list) else ()
+    return next((shape for each in inside if (shape := aligned_shape(each, length)) is not None), None)
 
 
 def refuse_unknown_arguments(decoder: nn.Module, layers: Iterable[nn.Module]) -> None:
