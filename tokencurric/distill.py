@@ -249,10 +249,10 @@ class EPIC:
         attachment.refuse_nesting()
         self._check_stage(stage, parts, None if self._teacher is None else self._teacher.parts)
         inputs, layout = _prepare(batch, seam)
-        layer = stage.layer if stage.compresses else parts.depth
+        layer, ratio = (stage.layer, stage.student) if stage.compresses else (parts.depth, 0.0)
         request = Request(
             self.compressor,
-            _cut(layer, stage.student),
+            _cut(layer, ratio),
             stage.seed,
             layout=layout,
             row_key=batch.get("row_key"),

@@ -41,7 +41,7 @@ class VisualView:
         positions: the tokens' positions in the model's sequence.
         row_key: a number that names the sample, for compressors that draw; None means the row's index.
         normed_tokens: `tokens` after the model's final norm.
-        keys: keys of the layer before, after rotary embedding.
+        keys: keys of the layer before, after rotary embedding at positions that count from the row's first token.
         attention: attention from the prompt query to each visual token: softmax over all keys, mean over heads.
         text_tokens, normed_text_tokens, text_keys: the same of the prompt text. text_valid: which entries are tokens.
         cls_attention: attention from the vision tower's class token to each visual token, mean over heads.

@@ -88,6 +88,9 @@ class ModelAdapter(Protocol):
 
         None where they are not to be had, which rules out compressors that need them. Products are divided by
         √head_dim.
+
+        Rotated keys depend on the position, and `DART` ranks by them. A row keeps the same tokens with any padding if
+        the model counts positions from each row's first token, and not over the padding before it.
         """
         return None
 

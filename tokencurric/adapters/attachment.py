@@ -173,6 +173,8 @@ class Attachment:
             del call.cache._tokencurric  # a cache that was reset belongs to another prompt now
         kwargs, deepstack = self.seam.enter(kwargs)
         now.record = record = self._begin(self.request, call, features, deepstack)
+        if record.layout.padded_left and record.drops:
+            kwargs, record.shift = self.seam.place(call, kwargs, record.layout.real.int().argmax(1))
         if self.request.ghost is not None and "inputs_embeds" in kwargs:
             embeds = kwargs["inputs_embeds"]
             kwargs = {**kwargs, "inputs_embeds": embeds + self.request.ghost().to(embeds)}
@@ -362,7 +364,7 @@ class Attachment:
             if each.shortened is not None and each.layer <= number
         )
         try:
-            cache._tokencurric = CachePlan(cuts)
+            cache._tokencurric = CachePlan(cuts, record.shift)
         except AttributeError as error:
             raise StateError(
                 f"compress needs a cache that takes an attribute; got a {type(cache).__name__}. What was dropped is "

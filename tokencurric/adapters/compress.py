@@ -16,8 +16,9 @@ from tokencurric.adapters.generation import watch_generate
 from tokencurric.adapters.handwritten import HandwrittenSeam
 from tokencurric.adapters.hugging_face import TransformersSeam
 from tokencurric.adapters.pictures import note_images
-from tokencurric.adapters.record import TAPPED, Request
+from tokencurric.adapters.record import Request
 from tokencurric.adapters.seam import Seam
+from tokencurric.adapters.signals import TAPPED
 from tokencurric.budget import Budget
 from tokencurric.compressors import Compressor
 from tokencurric.errors import MissingSignalError, RangeError
@@ -56,6 +57,10 @@ def compress(
     The context holds in every thread, and leaving it waits for calls of other threads. Copies of the model made inside
     are plain. `generate` decides once where the prompt ends. A forward pass takes the whole row for the prompt, unless
     `labels`, `prompt_length` or `query` state where it ends: pass one of them when a row holds an answer too.
+
+    A row keeps the same tokens alone and in any batch. Without `position_ids`, the model would number the padded
+    sequence; where tokens are dropped, each row is numbered from its first token instead, as `generate` does. Attention
+    depends on distances only, so this changes logits by rounding alone.
 
     Args:
         model: multimodal transformers model, also wrapped by DDP, PEFT or torch.compile; with `adapter`, any other.

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 from transformers.masking_utils import causal_mask_function
 
@@ -22,9 +23,11 @@ class CachePlan:
 
     Args:
         cuts: layer from which on a selection is in force, and the selection, from the lowest layer up.
+        shift: what was subtracted from the positions that the model would have given each row; None means nothing.
     """
 
     cuts: tuple[tuple[int, Shortened], ...]
+    shift: Int[Tensor, " batch"] | None = None
 
     @property
     def layer(self) -> int:

@@ -93,6 +93,10 @@ class HandwrittenSeam:
         """The decoder's arguments as they are."""
         return kwargs, None
 
+    def place(self, call: Call, kwargs: dict[str, Any], padding: Tensor) -> tuple[dict[str, Any], Tensor | None]:
+        """The decoder's arguments as they are: only the model's own code can number its rows."""
+        return kwargs, None
+
     def go_on(self, plan: CachePlan, call: Call, kwargs: dict[str, Any]) -> dict[str, Any]:
         """The decoder's arguments as they are."""
         if plan.layer == 0:

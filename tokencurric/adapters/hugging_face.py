@@ -1,18 +1,23 @@
 """What the hooks have to know about transformers models."""
 
+import inspect
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
+from jaxtyping import Int
 from torch import Tensor, nn
 from transformers.masking_utils import causal_mask_function
 
+from tokencurric.adapters.compiled import outside_graphs
 from tokencurric.adapters.decoding import CachePlan, decode_arguments, plan_of
 from tokencurric.adapters.deepstack import Deepstack, take_over
 from tokencurric.adapters.discovery import attention_of, find_parts, inner_layer, is_visual
 from tokencurric.adapters.last_layer import PositionWise, position_wise
 from tokencurric.adapters.layout import Layout
 from tokencurric.adapters.masks import ruled_mask, short_mask, widen
+from tokencurric.adapters.positions import later_positions, row_positions
 from tokencurric.adapters.seam import Call
 from tokencurric.adapters.stretch import Shortened
 from tokencurric.adapters.tap import AttentionTap
@@ -23,7 +28,7 @@ from tokencurric.hosts.names import CACHE, check_release
 
 # Axis of the sequence in the layers' keyword arguments that are aligned with it. Masks are handled apart.
 _ALIGNED = {"position_embeddings": -2, "position_ids": -1, "cache_position": -1}
-_SEEN = ("input_ids", "attention_mask", "labels")
+_SEEN = ("input_ids", "attention_mask", "labels", "position_ids")
 
 
 class TransformersSeam:
@@ -73,20 +78,36 @@ class TransformersSeam:
             cache=cache,
             past=past,
             pictures=next(pictures, None),
+            placed="position_ids" in seen,
         )
 
     def enter(self, kwargs: dict[str, Any]) -> tuple[dict[str, Any], Deepstack | None]:
         """The decoder's arguments, without features that it would add itself between its layers."""
         return take_over(self.parts.decoder, kwargs, self.parts.depth)
 
+    @outside_graphs
+    def place(
+        self, call: Call, kwargs: dict[str, Any], padding: Int[Tensor, " batch"]
+    ) -> tuple[dict[str, Any], Int[Tensor, " batch"] | None]:
+        """The decoder's arguments with positions of each row alone, and what was subtracted; see `row_positions`."""
+        made = kwargs.get("position_ids")
+        if call.placed or call.shape is None or not self._takes_positions or (made is not None and made.ndim != 2):
+            return kwargs, None  # positions of several axes are made from the mask
+        positions, shift = row_positions(made, padding, call.shape[1])
+        return {**kwargs, "position_ids": positions}, shift
+
     def go_on(self, plan: CachePlan, call: Call, kwargs: dict[str, Any]) -> dict[str, Any]:
         """The decoder's arguments for tokens after a compressed prompt."""
-        if plan.layer > 0 or kwargs.get("position_ids") is not None or call.shape is None:
+        counted, missing = kwargs.get("position_ids"), 0
+        if call.shape is None or (plan.layer > 0 and plan.shift is None):
             return kwargs
-        # Layer 0 is short, so the length that the model would count from is too small.
-        start = plan.positions_seen(int(call.cache.get_seq_length(plan.layer)))
-        device = next(iter(self.parts.decoder.parameters())).device
-        return {**kwargs, "position_ids": torch.arange(call.shape[1], device=device)[None] + start}
+        if not call.placed and (counted is None or counted.ndim == 2):
+            # Where layer 0 is short, the length that the model counts from is too small.
+            missing = plan.positions_seen(int(call.cache.get_seq_length(plan.layer))) - call.past
+        if counted is None:
+            device = next(iter(self.parts.decoder.parameters())).device
+            counted = torch.arange(call.shape[1], device=device)[None] + call.past
+        return {**kwargs, "position_ids": later_positions(counted, plan.shift, missing)}
 
     def arguments(
         self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -189,6 +210,11 @@ class TransformersSeam:
                     f"EPIC cannot train a {name} with {field}={value}: it makes losses from the output head, and this "
                     "model changes logits after it. Models whose head gives the logits are supported."
                 )
+
+    @cached_property
+    def _takes_positions(self) -> bool:
+        """Whether the decoder can be told positions: one without, such as with ALiBi, has none in its keys."""
+        return "position_ids" in inspect.signature(self.parts.decoder.forward).parameters
 
     @property
     def _implementation(self) -> str:

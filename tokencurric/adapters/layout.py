@@ -24,7 +24,7 @@ class Layout:
         visual, real: which positions are visual tokens; which are no padding.
         query: the end of the prompt, a row: whose attention is read.
         visual_positions, visual_valid: the visual positions, packed. text_positions, text_valid: the prompt text's.
-        visual_counts, real_counts: a row, on the host.
+        visual_counts, real_counts: a row, on the host. padded_left: whether some row has padding before its tokens.
         rows, predictors: of each supervised token, its row and the position that predicts it; None without labels.
         targets: the supervised tokens.
         pictures: whose visual tokens are whose, for budgets of each picture; None where rows have one budget.
@@ -39,6 +39,7 @@ class Layout:
     text_valid: Bool[Tensor, "batch text"]
     visual_counts: tuple[int, ...]
     real_counts: tuple[int, ...]
+    padded_left: bool = False
     rows: Int[Tensor, " position"] | None = None
     predictors: Int[Tensor, " position"] | None = None
     targets: Int[Tensor, " position"] | None = None
@@ -146,10 +147,11 @@ def lay_out(
     query = query.to(visual.device)
     text = real & ~visual & (position > last_visual[:, None]) & (position <= query[:, None])
 
-    counts = [visual.sum(1), real.sum(1), text.sum(1), query]
+    counts = [visual.sum(1), real.sum(1), text.sum(1), query, real.int().argmax(1)]
     counts.append(torch.zeros_like(query) if supervised is None else supervised.sum(1))
     counts.append(asked.sum(1))
-    n_visual, n_real, n_text, queries, n_supervised, n_asked = torch.stack(counts).tolist()  # the one wait
+    # The one wait for the device.
+    n_visual, n_real, n_text, queries, first_real, n_supervised, n_asked = torch.stack(counts).tolist()
     if any(n == 0 < every for n, every in zip(n_asked, n_real, strict=True)):
         raise RangeError(
             f"prompt_length must leave at least one token per row; got rows with {n_asked} tokens before it.\n"
@@ -168,7 +170,7 @@ def lay_out(
         targets = labels.to(visual.device)[rows, predictors + 1]
     return Layout(
         visual, real, query, visual_positions, visual_valid, text_positions, text_valid,
-        tuple(n_visual), tuple(n_real), rows, predictors, targets,
+        tuple(n_visual), tuple(n_real), any(first_real), rows, predictors, targets,
         None if groups is None else Pictures.of(groups.to(visual.device), visual),
     )  # fmt: skip
 

@@ -6,7 +6,6 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -15,6 +14,7 @@ from tokencurric.adapters.counted import counted_slots
 from tokencurric.adapters.deepstack import Deepstack
 from tokencurric.adapters.last_layer import Positions
 from tokencurric.adapters.layout import Layout
+from tokencurric.adapters.signals import NORMED, TAPPED, look
 from tokencurric.adapters.stretch import Shortened, Stretch
 from tokencurric.adapters.tap import Tap
 from tokencurric.budget import Budget
@@ -25,9 +25,6 @@ from tokencurric.losses import Head
 from tokencurric.selection import Selection
 from tokencurric.token_budget import Count, Cut
 from tokencurric.view import VisualView
-
-TAPPED = frozenset({"attention", "keys", "text_keys"})  # signals that need the layer before
-NORMED = frozenset({"normed_tokens", "normed_text_tokens"})  # signals that need the final norm
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,12 +94,18 @@ class Record:
     features: dict[int, Tensor] = field(default_factory=dict)
     reached: Tensor | None = None
     loss: Tensor | None = None
+    shift: Int[Tensor, " batch"] | None = None  # what was subtracted from the positions that the model makes
     cache: Any = None  # where layers do not get it by name
     through: bool = False  # the last layer has run, and nobody has taken its answer yet
 
     def __post_init__(self) -> None:
         if not self.stretches:
             self.stretches.append(Stretch(0, self.layout))
+
+    @cached_property
+    def drops(self) -> bool:
+        """Whether some row, or picture, will lose tokens."""
+        return any(self._short_of(cut) for cut in self.request.cuts)
 
     @property
     def shortened(self) -> Shortened | None:
@@ -181,6 +184,12 @@ class Record:
             self.request, self.layout, self.row_key, deepstack, decided=len(self.request.cuts), stretches=stretches
         )
 
+    def _short_of(self, cut: Cut) -> bool:
+        pictures, rows = self.layout.pictures, self.layout.visual_counts
+        if pictures is None:
+            return self._counts(cut, rows, rows)[1] != rows
+        return self._counts(cut, pictures.counts, pictures.counts, pictures.rows)[1] != pictures.counts
+
     def _counts(
         self, cut: Cut, original: tuple[int, ...], now: tuple[int, ...], rows: tuple[int, ...] | None = None
     ) -> tuple[Budget, tuple[int, ...]]:
@@ -249,38 +258,15 @@ class Record:
             )
 
     def _look(self, below: Stretch, hidden: Tensor, norm: Callable[[Tensor], Tensor]) -> VisualView:
-        layout, needs = below.layout, self.request.compressor.needs
-        visual, text = layout.visual_positions.to(hidden.device), layout.text_positions.to(hidden.device)
-        tokens = _pick(hidden, visual)
-        signals: dict[str, Tensor] = {}
-        if "normed_tokens" in needs:
-            signals["normed_tokens"] = norm(tokens)
-        if needs & {"text_tokens", "normed_text_tokens"}:
-            signals["text_tokens"] = _pick(hidden, text)
-            if "normed_text_tokens" in needs:
-                signals["normed_text_tokens"] = norm(signals["text_tokens"])
-        if self.request.taps:
-            tapped = None if self.tap is None else self.tap.tapped
-            if tapped is None:
-                raise StateError(
-                    f"{type(self.request.compressor).__name__} needs attention or keys of layer "
-                    f"{self.request.cuts[self.decided - 1].layer - 1}; that layer's attention module never called "
-                    "transformers' attention interface. Use a compressor that needs neither, such as Random or Uniform."
-                )
-            keys = rearrange(tapped.keys, "batch heads seq width -> batch seq heads width").to(hidden.device)
-            signals["keys"] = _pick(keys, visual)
-            signals["text_keys"] = _pick(keys, text)
-            signals["attention"] = tapped.attention.to(hidden.device).gather(1, visual)
-            self.tap = None  # frees the layer's keys
-        shortened = below.shortened
-        return VisualView(
-            tokens=tokens,
-            valid=layout.visual_valid.to(hidden.device),
-            positions=visual if shortened is None else shortened.selection.index.to(hidden.device).gather(1, visual),
-            row_key=self.row_key.to(hidden.device),
-            text_valid=layout.text_valid.to(hidden.device),
-            **signals,
-        )
+        tapped = None if self.tap is None else self.tap.tapped
+        if self.request.taps and tapped is None:
+            raise StateError(
+                f"{type(self.request.compressor).__name__} needs attention or keys of layer "
+                f"{self.request.cuts[self.decided - 1].layer - 1}; that layer's attention module never called "
+                "transformers' attention interface. Use a compressor that needs neither, such as Random or Uniform."
+            )
+        self.tap = None  # frees the layer's keys
+        return look(below, hidden, norm, self.request.compressor.needs, tapped, self.row_key)
 
 
 class Carrier:
@@ -304,8 +290,3 @@ def _anew(view: VisualView, layer: int, lost: list[bool]) -> VisualView:
     keys = view.keys_of_rows
     where = on_device(lost, keys.device)
     return replace(view, row_key=torch.where(where, hash_tensor(layer, keys), keys))
-
-
-def _pick(x: Tensor, positions: Tensor) -> Tensor:
-    rows = torch.arange(x.shape[0], device=x.device)[:, None]
-    return x[rows, positions]

@@ -27,6 +27,7 @@ class Call:
         shape: batch and length of what the decoder is given, where that is known apart from `visual`.
         cache: what keeps keys and values; None if nothing does. past: positions it stands for already.
         pictures: name of an argument that brings pictures, if there is one.
+        placed: whether the caller gave positions.
     """
 
     visual: Bool[Tensor, "batch seq"] | None = None
@@ -37,6 +38,7 @@ class Call:
     cache: Any = None
     past: int = 0
     pictures: str | None = None
+    placed: bool = False
 
 
 @runtime_checkable
@@ -62,6 +64,12 @@ class Seam(Protocol):
 
     def enter(self, kwargs: dict[str, Any]) -> tuple[dict[str, Any], Deepstack | None]:
         """The decoder's arguments, without features that it would add itself between its layers."""
+        ...
+
+    def place(
+        self, call: Call, kwargs: dict[str, Any], padding: Int[Tensor, " batch"]
+    ) -> tuple[dict[str, Any], Int[Tensor, " batch"] | None]:
+        """The decoder's arguments with positions of each row alone, and what was subtracted; see `row_positions`."""
         ...
 
     def go_on(self, plan: CachePlan, call: Call, kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -40,7 +40,9 @@ class DART:
         12
 
     Source: Wen et al. 2025, DART (arXiv:2502.11494) §3. Differs: exact budget (published code keeps
-    4 + 8·⌊·⌋ tokens), pivots in a fixed order, and never a pivot from the answer.
+    4 + 8·⌊·⌋ tokens), pivots in a fixed order, and never a pivot from the answer. Norms are of keys after rotary
+    embedding and so depend on the position: `compress` counts it from each row's first token, where published code
+    counts the padding before it, too.
     """
 
     visual_pivots: int = 4
