@@ -299,6 +299,17 @@ def test_the_distance_of_features_is_that_of_a_loop_over_what_both_keep():
     assert all(x.grad is None for x in teacher.values())
 
 
+def test_padding_is_no_position_of_the_features():
+    torch.manual_seed(0)
+    everything = Selection.from_mask(torch.ones(2, 5, dtype=torch.bool))
+    real = torch.tensor([[True] * 5, [False, False, True, True, True]])
+    ours, theirs, weight = {2: torch.randn(2, 5, 4)}, {2: torch.randn(2, 5, 4)}, torch.tensor([1.0, 3.0])
+    found = float(feature_distance(ours, everything, theirs, everything, weight, real))
+    gaps = (ours[2] - theirs[2]).square().mean(-1)
+    assert found == pytest.approx(float(gaps[0].mean() + 3 * gaps[1, 2:].mean()), rel=1e-5)
+    assert found != pytest.approx(float(feature_distance(ours, everything, theirs, everything, weight)), rel=1e-2)
+
+
 def test_one_common_position_and_one_layer_are_not_averaged_away():
     one = Selection.from_mask(torch.tensor([[True]]))
     found = feature_distance(

@@ -383,7 +383,7 @@ class EPIC:
             ours, theirs = selection_of(shortened, layout), selection_of(teacher.shortened, layout)
             weights = torch.zeros(len(layout.visual_counts), device=layout.rows.device)
             weights.index_add_(0, layout.rows, torch.ones_like(layout.rows, dtype=weights.dtype))
-            distance = feature_distance(record.features, ours, teacher.features, theirs, weights)
+            distance = feature_distance(record.features, ours, teacher.features, theirs, weights, layout.real)
             metrics["feature_loss"] = distance.detach() / max(1, sums.sft_count)
             loss = loss + self.feature_weight * distance / items
         self._note(metrics, record, kept, sums, teacher)

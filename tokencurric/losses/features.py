@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from tokencurric.errors import ShapeError
@@ -16,12 +16,14 @@ def feature_distance(
     teacher: Mapping[int, Float[Tensor, "batch _ dim"]],
     taught: Selection,
     row_weight: Shaped[Tensor, " batch"],
+    real: Bool[Tensor, "batch seq"] | None = None,
 ) -> Float[Tensor, ""]:
     """Mean squared distance over layers, width and the positions that both keep, a row; summed with row weights.
 
     Args:
         student, teacher: outputs of the layers, by number; the teacher's are constants. kept, taught: their selections.
         row_weight: what a row counts, such as its number of supervised tokens, so that micro-batches add up.
+        real: positions of the full sequence that are no padding, which counts in no mean; None means all.
 
     Returns:
         Σ_rows weight · mean (h_student − h_teacher)², in float32.
@@ -41,6 +43,8 @@ def feature_distance(
             f"{sorted(teacher)}. Hidden states are compared layer by layer. Set feature_weight=0 for this teacher."
         )
     both = kept.valid & taught.mask.gather(1, kept.index)
+    if real is not None:
+        both = both & real.to(both.device).gather(1, kept.index)
     slots = taught.slot.gather(1, kept.index)
     total = torch.zeros(both.shape[0], device=both.device)
     for layer, hidden in student.items():
