@@ -1,7 +1,6 @@
 """EPIC: a model that teaches itself to live with fewer visual tokens, in one forward pass."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -24,13 +23,23 @@ from tokencurric.adapters.counted import (
 from tokencurric.adapters.discovery import ModelParts
 from tokencurric.adapters.layout import Layout, lay_out
 from tokencurric.adapters.record import Record, Request
-from tokencurric.adapters.seam import Seam
+from tokencurric.adapters.seam import Call, Seam
 from tokencurric.adapters.sharding import gathered
-from tokencurric.adapters.stretch import Shortened
 from tokencurric.compressors import Compressor
 from tokencurric.curriculum import Curriculum, Stage
 from tokencurric.errors import RangeError, StateError, UnsupportedModelError
 from tokencurric.losses import ConsistencyLoss, Head, LossSums, Taught, feature_distance, supervised_losses
+from tokencurric.teaching import (
+    Chosen,
+    TeacherSide,
+    autocast_of,
+    chosen_at,
+    refuse_other_tokens,
+    refuse_shared_layers,
+    separate_pass,
+    shared_pass,
+    without_dropout,
+)
 from tokencurric.token_budget import Cut, Ratio
 
 _LOOKS = 10_000  # stages that preflight looks at, evenly spread
@@ -51,16 +60,6 @@ class EpicOutput:
     metrics: dict[str, float | int | Tensor]
 
 
-@dataclass(frozen=True)
-class _TeacherSide:
-    """What a teacher's forward left: hidden states at the counted positions, and where each stood."""
-
-    hidden: Tensor
-    kept: Tensor
-    shortened: Shortened | None
-    features: dict[int, Tensor]
-
-
 class EPIC:
     """Progressive consistency distillation: (1 − λ)·cross-entropy + λ·consistency, both of a compressed student.
 
@@ -74,15 +73,18 @@ class EPIC:
     Hooks are put on the model at the first call and stay until `detach`.
 
     Args:
-        compressor: decides which tokens stay; teacher and student get the same seed, so a nested compressor shows the
-            teacher everything the student sees.
+        compressor: decides which tokens stay, for teacher and student from one view and seed, so that a nested
+            compressor shows the teacher everything the student sees.
         curriculum: what a step does.
         weight: λ in [0, 1]; 0 trains on the compressed tokens without a teacher.
         loss: how teacher and student are compared.
-        teacher: "self", or a module with the same vocabulary, run frozen at the stage's teacher ratio.
+        teacher: "self", or a module with the same vocabulary and visual tokens, and decoder layers of its own. It is
+            run frozen at the stage's teacher ratio, on tokens that the student's signals choose: by its own it might
+            drop what the student keeps.
         feature_weight: of the mean squared distance between the hidden states of the two, from the compressing layer
             on, at positions that both keep.
-        share_prefix: False gives the teacher a forward pass of its own.
+        share_prefix: False gives the teacher a forward pass of its own, before the student's. It chooses for both, in
+            evaluation mode, as the model alone would.
         allow_unnested: accept a compressor that is not tagged nested.
         adapter: for models that are not from transformers, what makes their `ModelAdapter`.
         fused: of steps without a teacher, see `supervised_losses`.
@@ -157,7 +159,7 @@ class EPIC:
             self.detach()
         seam.refuse_unfit_head()
         refuse_compiled_twice(model, seam.parts)
-        teacher = self._teacher_seam()
+        teacher = self._teacher_seam(seam)
         student = Attachment(seam, compiled=_runs_compiled(model))
         try:
             self._teacher = None if teacher is None else Attachment(teacher, compiled=_runs_compiled(self.teacher))
@@ -184,7 +186,7 @@ class EPIC:
         """
         seam = seam_of(model, self.adapter)
         seam.refuse_unfit_head()
-        parts, other = seam.parts, self._teacher_seam()
+        parts, other = seam.parts, self._teacher_seam(seam)
         teacher = None if other is None else other.parts
         for number in range(min(total, _LOOKS)):
             stage = self.curriculum.at(number * total // min(total, _LOOKS), total, seed, layers=parts.depth)
@@ -248,11 +250,11 @@ class EPIC:
         seam, parts = attachment.seam, attachment.parts
         attachment.refuse_nesting()
         self._check_stage(stage, parts, None if self._teacher is None else self._teacher.parts)
-        inputs, layout = _prepare(batch, seam)
+        inputs, call, layout = _prepare(batch, seam)
         layer, ratio = (stage.layer, stage.student) if stage.compresses else (parts.depth, 0.0)
         request = Request(
             self.compressor,
-            _cut(layer, ratio),
+            (Cut(layer, Ratio(ratio)),),
             stage.seed,
             layout=layout,
             row_key=batch.get("row_key"),
@@ -260,14 +262,8 @@ class EPIC:
             predictors_only=self.feature_weight == 0,
         )
         distils = (stage.distils or (stage.compresses and self._teacher is not None)) and self._compares
-        taught = None
-        if distils and self._teacher is not None and isinstance(self.teacher, nn.Module):
-            ghost = self._teacher.seam.ghost(inputs)
-            theirs = replace(self._for_teacher(request, stage), ghost=ghost)
-            taught = _separate_pass(self._teacher, self.teacher, inputs, theirs)
-        elif distils and not self.share_prefix:
-            taught = _separate_pass(attachment, model, inputs, self._for_teacher(request, stage))
-        shares, sides = distils and taught is None, [taught]
+        teach, chosen = self._teaching(model, inputs, call, request, stage) if distils else (None, None)
+        sides: list[TeacherSide] = []
         metrics: dict[str, float | int | Tensor] = {
             "student_ratio": stage.student,
             "teacher_ratio": stage.teacher,
@@ -276,16 +272,24 @@ class EPIC:
         }
 
         def finish(record: Record, hidden: Tensor) -> Tensor:
-            if shares:
-                sides[0] = self._upper_layers(attachment, record, stage)
+            if teach is not None:
+                sides.append(teach(record))
             counted, _ = counted_states(record.layout, record.shortened, hidden)
             return counted[None] if len(counted) else hidden[:1, :1]  # where nothing is learnt the head runs, too
 
         def score(record: Record, reached: Tensor, head: Head) -> Tensor:
-            return self._loss(record, reached[0], head, sides[0], stage, num_items, metrics)
+            teacher = sides[0] if sides else None
+            return self._loss(record, reached[0], head, teacher, stage, num_items, metrics)
 
-        features = distils and self.feature_weight > 0
-        attachment.request = replace(request, capture=shares, features=features, finish=finish, score=score)
+        attachment.request = replace(
+            request,
+            chosen=chosen,
+            looks_again=distils,
+            capture=distils and self._shares,
+            features=distils and self.feature_weight > 0,
+            finish=finish,
+            score=score,
+        )
         try:
             loss = seam.run(model, inputs)
             made = None if attachment.record is None else attachment.record.loss
@@ -302,11 +306,12 @@ class EPIC:
         loss = loss + (made.to(loss.device) - loss).detach()
         return EpicOutput(loss, stage, {"loss": loss.detach(), **metrics})
 
-    def _teacher_seam(self) -> Seam | None:
+    def _teacher_seam(self, student: Seam) -> Seam | None:
         if not isinstance(self.teacher, nn.Module):
             return None
         seam = seam_of(self.teacher, self.adapter)
         seam.refuse_unfit_head()
+        refuse_shared_layers(student, seam)
         return seam
 
     def _check_stage(self, stage: Stage, parts: ModelParts, teacher: ModelParts | None) -> None:
@@ -324,25 +329,47 @@ class EPIC:
     def _compares(self) -> bool:
         return self.weight > 0 or self.feature_weight > 0
 
-    def _for_teacher(self, request: Request, stage: Stage) -> Request:
-        return replace(request, cuts=_cut(request.layer, stage.teacher), features=self.feature_weight > 0)
+    @property
+    def _shares(self) -> bool:
+        return self._teacher is None and self.share_prefix
 
-    def _upper_layers(self, attachment: Attachment, record: Record, stage: Stage) -> _TeacherSide:
-        """The teacher, from the hidden states that the student's forward had at the compressing layer."""
-        stretch = record.shorten(*_cut(stage.layer, stage.teacher))
-        shortened = None if stretch is None else stretch.shortened
-        layers = attachment.parts.layers[stage.layer :]
-        with torch.no_grad(), evaluating(layers):
-            hidden, features = attachment.run_upper_layers(record, stretch)
-            at, kept = counted_states(record.layout, shortened, hidden)
-            return _TeacherSide(attachment.parts.norm(at), kept, shortened, features)
+    def _teaching(
+        self, model: nn.Module, inputs: dict[str, Any], call: Call, request: Request, stage: Stage
+    ) -> tuple[Callable[[Record], TeacherSide], Chosen | None]:
+        """What makes the teacher's side at the end of the student's decoder, and what the student shall run on.
+
+        Args:
+            model, inputs: of the step. call: the batch as the student reads it. request: the student's.
+
+        Returns:
+            A function of the student's record; and the student's tokens, where the teacher's pass has chosen them.
+        """
+        attachment, cut = self._attached, Cut(stage.layer, Ratio(stage.teacher))
+        theirs = replace(request, cuts=(cut,), features=self.feature_weight > 0)
+        teacher, module = self._teacher, self.teacher
+        if teacher is not None and isinstance(module, nn.Module):
+            teacher.refuse_nesting()
+            same = bool(teacher.parts.visual_ids) and teacher.parts.visual_ids == attachment.parts.visual_ids
+            refuse_other_tokens(call, teacher.seam, inputs, known=same)
+            theirs, outside = replace(theirs, ghost=teacher.seam.ghost(inputs)), autocast_of(module)
+
+            def teach(record: Record) -> TeacherSide:
+                with outside:
+                    handed = replace(theirs, chosen=chosen_at(record, cut))
+                    return separate_pass(teacher, module, inputs, handed)[0]
+
+            return teach, None
+        if self.share_prefix:
+            return lambda record: shared_pass(attachment, record, cut), None
+        side, chosen = separate_pass(attachment, model, inputs, theirs, student=request.cuts[0])
+        return lambda record: side, chosen
 
     def _loss(
         self,
         record: Record,
         reached: Tensor,
         head: Head,
-        teacher: _TeacherSide | None,
+        teacher: TeacherSide | None,
         stage: Stage,
         num_items: int | Tensor | None,
         metrics: dict[str, float | int | Tensor],
@@ -362,10 +389,10 @@ class EPIC:
         if teacher is not None and self.weight > 0:
             counts = kept & teacher.kept.to(kept.device)
             if self._teacher is None:
-                taught = Taught(teacher.hidden.to(student), _without_dropout(self._attached.parts.head, head), counts)
+                taught = Taught(teacher.hidden.to(student), without_dropout(self._attached.parts.head, head), counts)
             elif self._teacher.parts.head is not None:
                 other = gathered(self._teacher.parts.head, teacher.hidden.dtype)
-                quiet = _without_dropout(self._teacher.parts.head, other)
+                quiet = without_dropout(self._teacher.parts.head, other)
                 taught = Taught(teacher.hidden.to(student.device), quiet, counts)
         targets = reachable_targets(layout, shortened, layout.targets.to(student.device))
         fused = self.fused if taught is None else None
@@ -395,7 +422,7 @@ class EPIC:
         record: Record,
         kept: Tensor,
         sums: LossSums,
-        teacher: _TeacherSide | None,
+        teacher: TeacherSide | None,
     ) -> None:
         n = max(1, sums.sft_count)
         metrics["sft_loss"] = sums.sft.detach() / n
@@ -414,66 +441,8 @@ def _runs_compiled(model: Any) -> bool:
     return isinstance(model, nn.Module) and any(map(runs_compiled, model.modules()))
 
 
-def _cut(layer: int, ratio: float | int) -> tuple[Cut]:
-    return (Cut(layer, Ratio(ratio)),)
-
-
-@contextmanager
-def evaluating(modules: nn.Module) -> Iterator[None]:
-    """Evaluation mode for `modules` and all below, each restored to what it was.
-
-    Example:
-        >>> layer = nn.Dropout()
-        >>> with evaluating(layer):
-        ...     layer.training
-        False
-        >>> layer.training
-        True
-    """
-    training = [module for module in modules.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
-def _without_dropout(module: nn.Module | None, head: Head) -> Head:
-    """The computation of `module`, a head, in evaluation mode."""
-    if module is None or not module.training:
-        return head
-
-    def quiet(hidden: Tensor) -> Tensor:
-        with evaluating(module):
-            return head(hidden)
-
-    return quiet
-
-
-def _separate_pass(attachment: Attachment, model: nn.Module, inputs: dict[str, Any], request: Request) -> _TeacherSide:
-    """A teacher's own forward, in evaluation mode and without gradient."""
-    attachment.refuse_nesting()
-    sides: list[_TeacherSide] = []
-
-    def finish(record: Record, hidden: Tensor) -> Tensor:
-        at, kept = counted_states(record.layout, record.shortened, hidden)
-        sides.append(_TeacherSide(at, kept, record.shortened, dict(record.features)))
-        return hidden[:, :1]
-
-    attachment.request = replace(request, finish=finish)
-    try:
-        with torch.no_grad(), evaluating(model):
-            attachment.seam.run(model, inputs)
-    finally:
-        attachment.settle()
-        attachment.request = attachment.record = None
-    return sides[0]
-
-
-def _prepare(batch: Mapping[str, Any], seam: Seam) -> tuple[dict[str, Any], Layout]:
-    """What the model sees, without labels, and the layout of the batch."""
+def _prepare(batch: Mapping[str, Any], seam: Seam) -> tuple[dict[str, Any], Call, Layout]:
+    """What the model sees, without labels, how it reads that, and the layout of the batch."""
     inputs = {name: value for name, value in batch.items() if name not in ("labels", "row_key")}
     call = seam.read(inputs, (), {}) if batch.get("labels") is not None else None
     if call is None or call.visual is None:
@@ -481,4 +450,4 @@ def _prepare(batch: Mapping[str, Any], seam: Seam) -> tuple[dict[str, Any], Layo
             f"EPIC needs input_ids and labels in the batch; got {sorted(batch)}. It makes the loss itself, from the "
             "positions that predict a label. Pass what tokencurric.data.ConversationCollator returns."
         )
-    return inputs, lay_out(call.visual, call.real, labels=batch["labels"])
+    return inputs, call, lay_out(call.visual, call.real, labels=batch["labels"])

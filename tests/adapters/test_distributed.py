@@ -90,7 +90,7 @@ SLOW = {
         Case("in parts", around="wrapper", compressor=DART()),
         Case("as accelerate", around="wrapper", compressor=FastV(), rows="crossed", steps=2),
     ],
-    "fsdp-taught": [Case("decoder apart", foreign=True), Case("as accelerate", foreign=True)],
+    "fsdp-taught": [Case("decoder apart", foreign=True), Case("as accelerate", foreign=True, compressor=DART())],
 }
 
 

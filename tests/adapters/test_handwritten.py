@@ -1,5 +1,6 @@
 """Models that are not from transformers, with an adapter: the one of the example, against oracles of its own kind."""
 
+import copy
 from contextlib import contextmanager
 
 import pytest
@@ -152,6 +153,21 @@ def test_epic_shares_layers_without_a_trace_in_the_gradients(model):
         torch.testing.assert_close(grad, theirs[name])
     assert float((loss - other).detach().abs()) > 1e-3, "control"
     assert any(apart(untaught[name], ours[name]) > 1e-2 for name in ours), "control"
+
+
+def test_a_copy_teaches_what_the_model_itself_does(model):
+    """A module as teacher runs within the student's forward, on what the student's signals choose."""
+    batch, found = with_labels(batch_of_rows()), []
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        for weight in other.parameters():
+            weight.mul_(1.1)
+    for teacher in ("self", copy.deepcopy(model), other):
+        objective = EPIC(FastV(), constant(0.8, margin=0.4, layer=1), adapter=Adapter, teacher=teacher)
+        found.append(objective(model, batch, step=0, total=1).loss)
+        objective.detach()
+    torch.testing.assert_close(found[1], found[0])
+    assert abs(float(found[2] - found[0])) > 1e-3, "control"
 
 
 def test_epic_s_cross_entropy_is_that_of_the_oracle(model):

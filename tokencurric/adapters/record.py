@@ -38,6 +38,9 @@ class Request:
         row_key: the samples' numbers; None takes a hash of each row's prompt.
         prompt: length of each row's prompt in positions, padding included, where an answer comes with it.
         pictures: whether budgets are of each picture. groups: which tokens are a picture, where the caller says so.
+        chosen: what the layers from the first cut on run on, where it was chosen elsewhere, and nothing if they run on
+            everything; None has this forward choose.
+        looks_again: keep the view, for choices with other budgets.
         capture: keep what is needed to run the upper layers once more.
         features: keep the outputs of the upper layers.
         predictors_only: nobody looks at what the last layer makes of positions that predict no supervised token.
@@ -56,6 +59,8 @@ class Request:
     prompt: int | Int[Tensor, " batch"] | None = None
     pictures: bool = False
     groups: Int[Tensor, "batch seq"] | None = None
+    chosen: tuple[Stretch, ...] | None = None
+    looks_again: bool = False
     capture: bool = False
     features: bool = False
     predictors_only: bool = False
@@ -100,7 +105,9 @@ class Record:
 
     def __post_init__(self) -> None:
         if not self.stretches:
-            self.stretches.append(Stretch(0, self.layout))
+            self.stretches += [Stretch(0, self.layout), *(self.request.chosen or ())]
+        if self.request.chosen is not None:
+            self.decided = len(self.request.cuts)
 
     @cached_property
     def drops(self) -> bool:
@@ -135,7 +142,7 @@ class Record:
         stretch = self.shorten(cut)
         if stretch is not None:
             self.stretches.append(stretch)
-        if not self.request.capture:
+        if not self.request.looks_again:
             self.view = None  # nobody selects again: free the copies it holds
 
     def shorten(self, cut: Cut) -> Stretch | None:
