@@ -195,7 +195,11 @@ def tiny_model(family, *, attention="sdpa", dtype=torch.float32, seed=0):
     """A model of random weights, large enough in scale that every token matters."""
     torch.manual_seed(seed)
     config = FAMILIES[family]()
-    model = hf.AutoModelForImageTextToText.from_config(config, attn_implementation=attention, dtype=dtype).eval()
+    return scaled(hf.AutoModelForImageTextToText.from_config(config, attn_implementation=attention, dtype=dtype).eval())
+
+
+def scaled(model):
+    """`model` with weights so large that every token matters, and a `generate` that does not end early."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "embed_tokens" in name:

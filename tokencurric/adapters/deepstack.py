@@ -16,7 +16,16 @@ from tokencurric.errors import UnsupportedModelError
 from tokencurric.selection import Selection
 
 _MASK, _FEATURES = "visual_pos_masks", "deepstack_visual_embeds"
-_KNOWN = frozenset({"input_ids", "inputs_embeds", "attention_mask", "position_ids", "cache_position"})
+
+# Arguments of a decoder whose meaning for its layers is known, or that have nothing for each token.
+KNOWN = frozenset(
+    {
+        *("self", "args", "kwargs", _MASK, _FEATURES),
+        *("input_ids", "inputs_embeds", "attention_mask", "position_ids", "cache_position"),
+        *("past_key_values", "cache", "use_cache", "output_attentions", "output_hidden_states", "return_dict"),
+        *("logits_to_keep", "labels", "pixel_values", "pixel_values_videos", "image_sizes", "mm_encoder_outputs"),
+    }
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +87,7 @@ def _refuse_unknown(decoder: Any, kwargs: dict[str, Any]) -> None:
     embeds = kwargs.get("inputs_embeds")
     if embeds is None:
         return
-    for name in inspect.signature(decoder.forward).parameters.keys() - _KNOWN - {_MASK}:
+    for name in inspect.signature(decoder.forward).parameters.keys() - KNOWN:
         value = kwargs.get(name)
         if isinstance(value, Tensor) and value.shape[:2] == embeds.shape[:2]:
             raise UnsupportedModelError(

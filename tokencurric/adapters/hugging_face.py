@@ -14,6 +14,7 @@ from tokencurric.adapters.compiled import outside_graphs
 from tokencurric.adapters.decoding import CachePlan, decode_arguments, plan_of
 from tokencurric.adapters.deepstack import Deepstack, take_over
 from tokencurric.adapters.discovery import attention_of, find_parts, inner_layer, is_visual
+from tokencurric.adapters.door import refuse_at_the_door, refuse_flex
 from tokencurric.adapters.last_layer import PositionWise, position_wise
 from tokencurric.adapters.layout import Layout
 from tokencurric.adapters.masks import ruled_mask, short_mask, widen
@@ -47,6 +48,7 @@ class TransformersSeam:
         check_release()
         self.parts = find_parts(model)
         refuse_unknown_arguments(self.parts.decoder, map(inner_layer, self.parts.layers))
+        refuse_at_the_door(self.parts)
         self.end: nn.Module = self.parts.decoder
 
     def seen(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -83,6 +85,7 @@ class TransformersSeam:
 
     def enter(self, kwargs: dict[str, Any]) -> tuple[dict[str, Any], Deepstack | None]:
         """The decoder's arguments, without features that it would add itself between its layers."""
+        refuse_flex(self.parts.decoder)  # it may have been chosen since
         return take_over(self.parts.decoder, kwargs, self.parts.depth)
 
     @outside_graphs
