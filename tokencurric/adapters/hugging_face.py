@@ -154,7 +154,7 @@ class TransformersSeam:
         self, layer: nn.Module, hidden: Tensor, arguments: dict[str, Any], layout: Layout, shortened: Shortened | None
     ) -> AttentionTap:
         """A tap that reads while the layer runs."""
-        return AttentionTap(attention_of(layer), layout.query, layout.real)
+        return AttentionTap(attention_of(layer), layout.query, layout.real, arguments)
 
     def without_cache(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """A layer's arguments for a second run that leaves the cache alone."""

@@ -6,8 +6,10 @@ row that is needed, from the prompt's query to all keys.
 """
 
 import copy
+import inspect
 import sys
 import threading
+from collections.abc import Collection
 from dataclasses import dataclass
 from threading import get_ident
 from typing import Any, Protocol, runtime_checkable
@@ -19,11 +21,19 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from tokencurric.errors import UnsupportedModelError
 from tokencurric.ranking import full_precision
 
 _NAME = "tokencurric_tap"  # the one name this library registers anywhere
 _TAPS, _CONFIG = "_tokencurric_taps", "_tokencurric_config"  # of a module's copied config: who reads, and the original
 _ARMING = threading.Lock()
+
+# Keyword arguments of an attention function. The first are part of what is computed here; the others leave the weights
+# alone, or (`position_ids`, `is_causal`) are in the mask already. Whatever else changes weights is refused by name.
+_READ = frozenset({"scaling", "softcap", "s_aux", "sliding_window"})
+_HARMLESS = frozenset(
+    {"dropout", "is_causal", "position_ids", "deterministic", "output_attentions", "use_cache", "cache"}
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,12 +73,20 @@ def attention_row(
     *,
     scale: float | None = None,
     cap: float | None = None,
+    bias: Float[Tensor, "#batch #heads seq"] | None = None,
+    sinks: Float[Tensor, " heads"] | None = None,
 ) -> Float[Tensor, "batch seq"]:
     """Attention from the position `at` of each row to all, softmax over those it sees, mean over heads.
 
     Args:
-        query, key: after rotary embedding. at: a position a row. sees: where it may look.
-        scale: of the products; None means 1/√head_dim. cap: of a soft cap on the scaled products, if there is one.
+        query: after rotary embedding.
+        key: after rotary embedding.
+        at: one query position per row.
+        sees: positions that the query attends to.
+        scale: factor of the products; None means 1/√head_dim.
+        cap: soft cap on the scaled products; None means no cap.
+        bias: added to the capped products; -inf hides a position from a head.
+        sinks: one logit per head that enters the softmax's denominator and attends to nothing.
 
     Example:
         >>> q = k = torch.zeros(1, 1, 2, 4)
@@ -80,10 +98,17 @@ def attention_row(
     with full_precision(key.device):
         # Keys stand head by head inside of a token's row; einsum would copy them all into another order first.
         products = key.float() @ one.float().transpose(2, 3)
-        logits = rearrange(products, "batch kv_heads seq group -> batch (kv_heads group) seq") * (scale or width**-0.5)
+        logits = rearrange(products, "batch kv_heads seq group -> batch (kv_heads group) seq")
+    logits = logits * (width**-0.5 if scale is None else scale)
     if cap is not None:
         logits = torch.tanh(logits / cap) * cap
-    return logits.masked_fill(~sees[:, None], float("-inf")).softmax(-1).mean(1)
+    if bias is not None:
+        logits = logits + bias.float()
+    logits = logits.masked_fill(~sees[:, None], float("-inf"))
+    if sinks is None:
+        return logits.softmax(-1).mean(1)
+    beside = sinks.float().to(logits.device).view(1, -1, 1).expand(batch, heads, 1)
+    return torch.cat([logits, beside], -1).softmax(-1)[..., :-1].mean(1)
 
 
 class AttentionTap:
@@ -91,17 +116,26 @@ class AttentionTap:
 
     Args:
         module: a transformers attention module.
-        query: position per row whose attention is read.
+        query: one query position per row.
         real: positions that are no padding.
+        passed: names of the layer's keyword arguments, which may travel on to the attention function.
     """
 
-    def __init__(self, module: Any, query: Int[Tensor, " batch"], real: Bool[Tensor, "batch seq"]) -> None:
+    def __init__(
+        self,
+        module: Any,
+        query: Int[Tensor, " batch"],
+        real: Bool[Tensor, "batch seq"],
+        passed: Collection[str] = (),
+    ) -> None:
         self._module, self._thread = module, get_ident()
-        self._query, self._real = query, real
+        self._query, self._real, self._passed = query, real, frozenset(passed)
+        self._eager = _eager_of(module)
         self.tapped: Tapped | None = None
         if _NAME not in ALL_ATTENTION_FUNCTIONS:
             AttentionInterface.register(_NAME, _attention_with_tap)
         with _ARMING:
+            self.implementation: str = vars(module.config).get(_CONFIG, module.config)._attn_implementation
             if _TAPS not in vars(module.config):
                 config = copy.copy(module.config)  # shallow: only this module looks at the copy
                 config.__dict__ |= {"_attn_implementation_internal": _NAME, _TAPS: [], _CONFIG: module.config}
@@ -125,30 +159,62 @@ class AttentionTap:
                 self._module.config = getattr(config, _CONFIG)
 
     @torch.no_grad()
-    def read(self, query: Tensor, key: Tensor, mask: Tensor | None, arguments: dict[str, Any]) -> None:
-        """Compute the row and restore the module: a recomputation of the layer is not read again."""
+    def read(self, query: Tensor, key: Tensor, mask: Any, arguments: dict[str, Any]) -> None:
+        """Compute the row and restore the module: a recomputation of the layer is not read again.
+
+        Raises:
+            UnsupportedModelError: the attention module hands over something else that may change the weights.
+        """
         self.close()
+        self._refuse_unknown(mask, arguments)
         batch, seq = query.shape[0], query.shape[2]
         key = key[:, :, :seq].detach()  # a static cache's tail is empty
         rows, at = torch.arange(batch, device=query.device), self._query.to(query.device)
-        sees = self._visible(rows, at, seq, mask)
-        scale, cap = arguments.get("scaling"), arguments.get("softcap")
-        self.tapped = Tapped(attention_row(query, key, at, sees, scale=scale, cap=cap), key)
-
-    def _visible(self, rows: Tensor, at: Tensor, seq: int, mask: Tensor | None) -> Tensor:
-        seen = self._real.to(at.device) & (torch.arange(seq, device=at.device) <= at[:, None])
+        slots = torch.arange(seq, device=at.device)
+        sees, bias = self._real.to(at.device) & (slots <= at[:, None]), None
         if mask is not None and mask.ndim == 4:  # carries what only the model knows, such as a sliding window
-            row = mask[rows if mask.shape[0] > 1 else torch.zeros_like(rows), 0, at, :seq]
-            seen = seen & (row if row.dtype == torch.bool else row > torch.finfo(row.dtype).min / 2)
-        return seen
+            row = mask[rows if mask.shape[0] > 1 else torch.zeros_like(rows), :, at, :seq]
+            hidden = ~row if row.dtype == torch.bool else row <= torch.finfo(row.dtype).min / 2
+            bias = (torch.zeros_like(row, dtype=torch.float32) if row.dtype == torch.bool else row).float()
+            bias = bias.masked_fill(hidden, float("-inf"))
+        window = arguments.get("sliding_window")
+        if window is not None and "flash" in self.implementation:  # elsewhere it is in the mask
+            sees = sees & (at[:, None] - slots < window)
+        scale, cap, sinks = arguments.get("scaling"), arguments.get("softcap"), arguments.get("s_aux")
+        self.tapped = Tapped(attention_row(query, key, at, sees, scale=scale, cap=cap, bias=bias, sinks=sinks), key)
+
+    def _refuse_unknown(self, mask: Any, arguments: dict[str, Any]) -> None:
+        name = type(self._module).__name__
+        if mask is not None and not isinstance(mask, Tensor):
+            raise UnsupportedModelError(
+                f"compressor needs attention or keys; {name} has a {type(mask).__name__} as its mask, which cannot be "
+                'read.\nHint: load the model with attn_implementation="sdpa", "eager" or a FlashAttention.'
+            )
+        given = {each for each, value in arguments.items() if value is not None} - _READ - _HARMLESS
+        ours = given - self._passed  # made by the module itself, for the attention function
+        for function in (self._eager, ALL_ATTENTION_FUNCTIONS.get(self.implementation)):
+            if given and function is not None:
+                ours |= given & inspect.signature(function).parameters.keys()
+        if ours:
+            raise UnsupportedModelError(
+                f"compressor needs attention or keys; {name} hands {', '.join(sorted(ours))} to its attention function."
+                "\nHint: how this changes the weights is not known; use a compressor that needs neither, as Uniform."
+            )
+
+
+def _eager_of(module: nn.Module) -> Any:
+    """The eager attention function, which stands beside the module's class or beside one that it inherits from."""
+    places = [sys.modules.get(each.__module__) for each in type(module).__mro__]
+    found = (getattr(each, "eager_attention_forward", None) for each in places)
+    return next((each for each in found if each is not None), None)
 
 
 def _attention_with_tap(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **arguments: Any
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **arguments: Any
 ) -> Any:
     config: Any = module.config
     taps: list[AttentionTap] = getattr(config, _TAPS, [])
-    config = getattr(config, _CONFIG, config)
+    implementation: str = getattr(config, _CONFIG, config)._attn_implementation
     if torch.compiler.is_compiling():
         (tap,) = taps
         tap.read(query, key, attention_mask, arguments)
@@ -156,6 +222,5 @@ def _attention_with_tap(
         me = get_ident()
         for tap in [each for each in taps if each._thread == me]:
             tap.read(query, key, attention_mask, arguments)
-    eager: Any = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
-    attend = ALL_ATTENTION_FUNCTIONS.get_interface(config._attn_implementation, eager)
-    return attend(module, query, key, value, attention_mask, **arguments)
+    function: Any = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, _eager_of(module))
+    return function(module, query, key, value, attention_mask, **arguments)
