@@ -25,7 +25,7 @@ from tokencurric.adapters.layout import Layout, lay_out
 from tokencurric.adapters.record import Record, Request
 from tokencurric.adapters.seam import Call, Seam
 from tokencurric.adapters.sharding import gathered
-from tokencurric.compressors import Compressor
+from tokencurric.compressors import Compressor, require_compressor
 from tokencurric.curriculum import Curriculum, Stage
 from tokencurric.errors import RangeError, StateError, UnsupportedModelError
 from tokencurric.losses import ConsistencyLoss, Head, LossSums, Taught, feature_distance, supervised_losses
@@ -90,6 +90,7 @@ class EPIC:
         fused: of steps without a teacher, see `supervised_losses`.
 
     Raises:
+        NotACompressorError: `compressor` is a name, a class or a plain function, or lacks something.
         RangeError: a weight is out of range, or the compressor is not nested.
 
     Example:
@@ -116,6 +117,7 @@ class EPIC:
         adapter: Callable[[Any], ModelAdapter] | None = None,
         fused: bool | None = None,
     ) -> None:
+        require_compressor(compressor, who="EPIC")
         if not 0.0 <= weight <= 1.0:
             raise RangeError(
                 f"EPIC needs 0 <= weight <= 1; got weight={weight}. It is λ in (1 − λ)·cross-entropy + λ·consistency. "

@@ -25,6 +25,10 @@ class ShapeError(TokencurricError, ValueError):
     """Tensors do not fit together."""
 
 
+class NotACompressorError(TokencurricError, TypeError):
+    """What was passed as a compressor is none: a name, a class, a plain function, or an object that lacks something."""
+
+
 class MissingSignalError(TokencurricError, ValueError):
     """A compressor asked for something that the model, or the layer, cannot give."""
 

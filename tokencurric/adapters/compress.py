@@ -20,7 +20,7 @@ from tokencurric.adapters.record import Request
 from tokencurric.adapters.seam import Seam
 from tokencurric.adapters.signals import TAPPED
 from tokencurric.budget import Budget
-from tokencurric.compressors import Compressor
+from tokencurric.compressors import Compressor, require_compressor
 from tokencurric.errors import MissingSignalError, RangeError
 from tokencurric.token_budget import TokenBudget
 from tokencurric.view import remedy
@@ -86,6 +86,7 @@ def compress(
         The model.
 
     Raises:
+        NotACompressorError: `compressor` is a name, a class or a plain function, or lacks something.
         UnsupportedModelError: the model is not built so that tokens can be dropped.
         RangeError: not exactly one of keep and ratio is given, or a number is out of range.
         MissingSignalError: the compressor needs signals that `layer` does not have.
@@ -98,6 +99,7 @@ def compress(
         >>> with compress(model, DART(), ratio=[0.5, 0.75, 0.9], layer=[8, 16, 24]):  # doctest: +SKIP
         ...     model.generate(**inputs)
     """
+    require_compressor(compressor, who="compress")
     budget = TokenBudget(keep=keep, ratio=ratio, layer=layer, per=per)
     seam = seam_of(model, adapter)
     for cut in budget.cuts:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tokencurric.adapters import compress, find_parts
 from tokencurric.adapters.discovery import is_visual
-from tokencurric.compressors import Compressor, Uniform
+from tokencurric.compressors import Compressor, Uniform, require_compressor
 from tokencurric.data.prompts import Prompts
 from tokencurric.errors import DataError
 from tokencurric.evaluation.significance import binomial_error
@@ -67,7 +67,7 @@ def answer_prompts(
         Texts and outcomes in the order of the prompts.
 
     Raises:
-        DataError: there is no prompt.
+        DataError: there is no prompt. NotACompressorError: `compressor` is none.
 
     Example:
         >>> answers = answer_prompts(model, prompts, processor.tokenizer,  # doctest: +SKIP
@@ -75,6 +75,8 @@ def answer_prompts(
         >>> answers.accuracy, answers.error  # doctest: +SKIP
         (0.874, 0.0105)
     """
+    if compressor is not None:
+        require_compressor(compressor, who="answer_prompts")
     if not prompts:
         raise DataError("answer_prompts needs prompts; got none. An accuracy is about questions. Pass a batch of them.")
     longest = max(
@@ -121,11 +123,16 @@ def sweep(
     Returns:
         (name, count) -> answers.
 
+    Raises:
+        NotACompressorError: a value of `compressors` is none.
+
     Example:
         >>> table = sweep(model, prompts, tokenizer, {"fastv": FastV()}, [576, 64])  # doctest: +SKIP
         >>> table["fastv", 64].accuracy  # doctest: +SKIP
         0.874
     """
+    for name, compressor in compressors.items():
+        require_compressor(compressor, who="sweep", name=f"compressors[{name!r}]")
     visual_ids = find_parts(model).visual_ids
     most = max(int(is_visual(batch.inputs["input_ids"], visual_ids).sum(1).max()) for batch in prompts)
     table: dict[tuple[str, int], Answers] = {}

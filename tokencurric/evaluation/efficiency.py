@@ -9,7 +9,7 @@ import torch
 
 from tokencurric.adapters import compress, find_parts
 from tokencurric.adapters.discovery import is_visual
-from tokencurric.compressors import Compressor
+from tokencurric.compressors import Compressor, require_compressor
 from tokencurric.errors import ShapeError
 from tokencurric.evaluation.flops import Flops, count_flops, prefill_flops
 from tokencurric.evaluation.memory import cache_bytes, kv_bytes, paper_kv_bytes, peak_memory
@@ -76,13 +76,14 @@ def measure_efficiency(
 
     Raises:
         ShapeError: the prompts differ in length. RangeError: counts and layers make no budget.
-        UnsupportedModelError: the model is not built as LLaVA is.
+        UnsupportedModelError: the model is not built as LLaVA is. NotACompressorError: `compressor` is none.
 
     Example:
         >>> rows = measure_efficiency(model, prompts.inputs, Random(), [576, 64])  # doctest: +SKIP
         >>> rows[0].kv_bytes / rows[1].kv_bytes  # doctest: +SKIP
         4.2
     """
+    require_compressor(compressor, who="measure_efficiency")
     ids = inputs["input_ids"]
     visual = is_visual(ids, find_parts(model).visual_ids).sum(1)
     if bool((inputs["attention_mask"] == 0).any()) or len(visual.unique()) > 1:

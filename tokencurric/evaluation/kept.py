@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tokencurric.adapters import compress
 from tokencurric.budget import Budget
-from tokencurric.compressors import Compressor
+from tokencurric.compressors import Compressor, require_compressor
 from tokencurric.compressors.protocol import Tags
 from tokencurric.errors import RangeError
 from tokencurric.view import Signal, VisualView
@@ -51,13 +51,13 @@ def kept_tokens(
         model, inputs: what is called. compressor, keep, layer, row_key, seed: as for `compress`.
 
     Raises:
-        RangeError: nothing is dropped, so nothing is chosen.
+        NotACompressorError: `compressor` is none. RangeError: nothing is dropped, so nothing is chosen.
 
     Example:
         >>> kept_tokens(model, prompts.inputs, FastV(), keep=16).sum(1)  # doctest: +SKIP
         tensor([16, 16])
     """
-    listening = _Listening(compressor)
+    listening = _Listening(require_compressor(compressor, who="kept_tokens"))
     with torch.no_grad(), compress(model, listening, keep=keep, layer=layer, row_key=row_key, seed=seed):
         model(**inputs, use_cache=False, logits_to_keep=1)
     if listening.mask is None:

@@ -4,6 +4,7 @@ Needs the extra `testing`: `pip install 'tokencurric[testing]'`.
 """
 
 from tokencurric.errors import MissingDependencyError
+from tokencurric.errors import NotACompressorError as NotACompressorError
 
 try:
     import hypothesis as _hypothesis  # noqa: F401
@@ -15,7 +16,6 @@ except ImportError as error:
 
 from tokencurric.testing.check import Check as Check
 from tokencurric.testing.check import LawError as LawError
-from tokencurric.testing.plain import NotACompressorError as NotACompressorError
 from tokencurric.testing.plain import Plain as Plain
 from tokencurric.testing.report import Report as Report
 from tokencurric.testing.report import check_compressor as check_compressor

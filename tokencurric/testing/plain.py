@@ -9,15 +9,10 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from tokencurric.budget import Budget, check_budget
-from tokencurric.compressors import Compressor, Tags
-from tokencurric.errors import ShapeError, TokencurricError
+from tokencurric.compressors import Compressor, Tags, require_compressor
+from tokencurric.errors import ShapeError
 from tokencurric.testing.check import name_of
 from tokencurric.view import Signal, VisualView
-
-
-class NotACompressorError(TokencurricError, TypeError):
-    """What was to be checked cannot be called as a compressor."""
-
 
 DEFAULT = Tags()
 
@@ -73,21 +68,17 @@ def as_compressor(subject: Any) -> Compressor:
         >>> as_compressor(FastV())
         FastV()
     """
+    if not isinstance(subject, Compressor) and _takes_tokens(subject):
+        return Plain(subject, getattr(subject, "tags", DEFAULT))
+    return require_compressor(subject, who="A check", name="subject")
+
+
+def _takes_tokens(subject: Any) -> bool:
+    """Whether it is a callable (tokens, keep), and not nearly a compressor."""
     if isinstance(subject, type) or not callable(subject):
-        raise NotACompressorError(
-            f"A check needs a compressor, or a callable (tokens, keep); got {subject!r}. It asks it about tokens. "
-            "Pass an instance: Mine(), not Mine."
-        )
-    if isinstance(subject, Compressor):
-        return subject
+        return False
     try:
         names = list(inspect.signature(subject).parameters)
-    except ValueError:  # some builtins tell no signature
-        names = []
-    if "seed" in names or "view" in names:
-        absent = [name for name in ("needs", "tags") if not hasattr(subject, name)]
-        raise NotACompressorError(
-            f"A compressor needs the attributes 'needs' and 'tags'; got {subject!r} without {absent}. They say which "
-            "signals it reads and which laws it claims. Add needs = frozenset() and tags = Tags()."
-        )
-    return Plain(subject, getattr(subject, "tags", DEFAULT))
+    except ValueError:  # some builtins have no signature
+        return True
+    return "seed" not in names and "view" not in names
