@@ -138,7 +138,7 @@ class AttentionTap:
             self.implementation: str = vars(module.config).get(_CONFIG, module.config)._attn_implementation
             if _TAPS not in vars(module.config):
                 config = copy.copy(module.config)  # shallow: only this module looks at the copy
-                config.__dict__ |= {"_attn_implementation_internal": _NAME, _TAPS: [], _CONFIG: module.config}
+                vars(config).update({"_attn_implementation_internal": _NAME, _TAPS: [], _CONFIG: module.config})
                 module.config = config
             vars(module.config)[_TAPS].append(self)
 
