@@ -7,6 +7,7 @@ file changes.
 import hashlib
 import os
 import tarfile
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -27,6 +28,11 @@ QUIET = {
     "TOKENIZERS_PARALLELISM": "false",
     "MPLBACKEND": "Agg",
 }
+
+# What another release of a dependency may break: models, `generate`, EPIC, the trainer; and what shows it soonest.
+DEPENDENT = ["tests/hosts", "tests/adapters", "tests/data", "tests/evaluation", "tests/examples"]
+DEPENDENT += ["tests/test_distill.py", "tests/test_trainer.py"]
+SOONEST = "hosts or test_generate or generates_what_a_recompute_gives or test_a_resumed_run or test_lora"
 
 # A process for each core: the tests hold torch to one thread.
 PARALLEL = ["--numprocesses", "auto", "--dist", "loadgroup"]
@@ -65,6 +71,49 @@ def nightly(session: nox.Session) -> None:
     hours = ["--timeout", "7200"]
     environment = QUIET | {"TOKENCURRIC_PROFILE": "nightly"}
     session.run("pytest", *PARALLEL, *everything, *hours, *session.posargs, env=environment)
+
+
+@nox.session
+def newest(session: nox.Session) -> None:
+    """The newest releases but of torch, without constraints; `-- --short` runs what notices a renaming first."""
+    extras = ["--editable", ".[demo,lora,testing]", "beartype", "pytest-timeout", "pytest-xdist"]
+    session.install("--upgrade", "--upgrade-strategy", "eager", *extras, pinned("torch"))
+    dependent(session)
+
+
+@nox.session
+def oldest(session: nox.Session) -> None:
+    """The lower bounds that pyproject.toml declares; what they require themselves is the newest."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    wanted = [*project["dependencies"], *(each for name in ("hf", "lora", "demo", "testing") for each in extras[name])]
+    tools = [each for each in extras["dev"] if each.startswith(("beartype", "pytest-timeout", "pytest-xdist"))]
+    lowest = [each.partition(",")[0].replace(">=", "==") for each in (*wanted, *tools) if "tokencurric" not in each]
+    session.install(*lowest)
+    session.install("--no-deps", "--editable", ".")
+    dependent(session)
+
+
+def pinned(package: str) -> str:
+    """The line of constraints.txt about `package`."""
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    return next(line for line in lines if line.startswith(f"{package}=="))
+
+
+def dependent(session: nox.Session) -> None:
+    """Run what depends on other people's releases, and the example."""
+    short = "--short" in session.posargs
+    given = [each for each in session.posargs if each != "--short"]
+    session.run("python", "-m", "pip", "list", silent=False)
+    session.run("pytest", *PARALLEL, *DEPENDENT, *(["-k", SOONEST] if short else []), *given, env=QUIET)
+    session.run("python", "examples/llava_epic.py", "--smoke", env=QUIET)
+
+
+@nox.session
+def quantised(session: nox.Session) -> None:
+    """Models with int8 weights, which torchao makes; transformers imports it wherever it is, with pages of warnings."""
+    install(session, "--editable", ".[dev]", "torchao>=0.18")
+    session.run("pytest", "tests/adapters/test_quantised.py", *session.posargs, env=QUIET)
 
 
 @nox.session

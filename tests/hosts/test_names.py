@@ -9,7 +9,7 @@ from transformers import Trainer
 import tokencurric
 from tests.adapters.tiny import tiny_llava
 from tokencurric import EPIC, EpicTrainer, Uniform, compress, tcd
-from tokencurric.adapters import deepstack, discovery, hugging_face, pictures, vision
+from tokencurric.adapters import deepstack, discovery, hugging_face, pictures, tap, vision
 from tokencurric.errors import MissingDependencyError, StateError
 from tokencurric.hosts import names
 from tokencurric.hosts.lookups import Argument, Attribute, Override
@@ -21,17 +21,30 @@ DECLARED = {name for each in names.ALL for name in each.names}
 # What is looked up by name and is ours, Python's, or a value and no name.
 OURS = {"_tokencurric", "row_key", "batches", "supervised_tokens", "normed_tokens", "normed_text_tokens"}
 OURS |= {"cache_position"}  # of a few models only, and of some that are not in transformers
-OURS |= {"__self__", "__annotations__", "forward", "flash", "eager", "full_attention", "ALora"}
+OURS |= {
+    "__self__",
+    "__annotations__",
+    "forward",
+    "__code__",
+    "self",
+    "_hooks",
+    "flash",
+    "flex_attention",
+    "eager",
+    "full_attention",
+    "ALora",
+}
 LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 # Names that stand in a table, by the files that look up what is in it. The adapters of hand-written models are ours.
 TABLES = {
     "discovery.py": [name for fields in discovery._VISUAL_IDS.values() for name in fields],
     "pictures.py": list(pictures.READERS),
-    "generation.py": ["_prefill", "_get_candidate_generator", "get_compiled_call"],
+    "generation.py": ["inputs_embeds", "input_ids", "inputs"],
     "hugging_face.py": [*hugging_face._ALIGNED, *hugging_face._SEEN, *vision.VISION, *LOGITS],
     "deepstack.py": [deepstack._MASK, deepstack._FEATURES],
     "handwritten.py": [],
     "lookups.py": [],
+    "tap.py": sorted(tap._READ),
 }
 
 

@@ -42,6 +42,7 @@ _ARGUMENTS = (
     Argument("pixel_attention_mask", on=("transformers.Idefics3Model.get_image_features",)),
     Argument("image_sizes", on=("transformers.LlavaNextModel.get_image_features",)),
     Argument("image_grid_thw", on=("transformers.Qwen2VLModel.get_image_features",)),
+    Argument("inputs", on=("transformers.LlavaForConditionalGeneration.generate",)),
     # Of decoders and layers
     Argument("position_ids", on=_calls(_LAYER, _DECODER)),
     Argument("position_embeddings", on=_calls(_LAYER)),
@@ -49,6 +50,7 @@ _ARGUMENTS = (
     Argument("deepstack_visual_embeds", on=_calls(f"{_QWEN3}.Qwen3VLTextModel")),
     # Of functions that compute attention
     Argument("scaling", on=(_ATTEND,)),
+    Argument("s_aux", on=("transformers.integrations.flash_attention.flash_attention_forward",)),
     Argument("softcap", on=("transformers.models.gemma2.modeling_gemma2.eager_attention_forward",)),
 )
 
@@ -96,9 +98,10 @@ _ATTRIBUTES = (
     Attribute("get_video_features", ("transformers.LlavaOnevisionModel", "transformers.Qwen2VLModel")),
     Attribute("eager_attention_forward", (_LLAMA,)),
     # Of generation
-    Attribute("_prefill", (_LLAVA,)),
-    Attribute("_get_candidate_generator", (_LLAVA,)),
+    Attribute("generate", (_LLAVA,)),
     Attribute("get_compiled_call", (_LLAVA,)),
+    Attribute("generation_config", ("transformers.PreTrainedModel",)),
+    Attribute("prefill_chunk_size", ("transformers.GenerationConfig",)),
     # Of outputs
     Attribute("last_hidden_state", ("transformers.modeling_outputs.BaseModelOutputWithPast",)),
     Attribute("loss", ("transformers.models.llava.modeling_llava.LlavaCausalLMOutputWithPast",)),
@@ -113,6 +116,7 @@ _ATTRIBUTES = (
     Attribute("keys", _CACHE_LAYERS),
     # Of torch
     Attribute("_orig_mod", ("torch._dynamo.eval_frame.OptimizedModule",)),
+    Attribute("module", ("torch.nn.parallel.DistributedDataParallel",)),
     Attribute("_compiled_call_impl", ("torch.nn.Module",)),
     Attribute("_forward_hooks", ("torch.nn.Module",)),
     Attribute("_forward_pre_hooks", ("torch.nn.Module",)),
