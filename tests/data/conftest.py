@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from tests.data.tiny import picture
-
 Write = Callable[..., Path]
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """An image folder with `a.png` (square) and `sub/b.png` (wide), and a file beside it."""
+    from tests.data.tiny import picture  # here, for jaxtyping 0.3.0 checks nothing that a conftest imports
+
     inside = tmp_path / "images"
     (inside / "sub").mkdir(parents=True)
     picture(10).save(inside / "a.png")
