@@ -145,8 +145,11 @@ class EPIC:
     def attach(self, model: nn.Module) -> None:
         """Put hooks on `model`, after it was wrapped. Called on first use; again for another wrapping of the same.
 
+        The model is called once on two text tokens, in evaluation mode, to see whether it returns its output head's
+        logits as they are; all ranks have to attach together. A model with an adapter is called on its first batch.
+
         Raises:
-            UnsupportedModelError: tokens cannot be dropped from the model.
+            UnsupportedModelError: tokens cannot be dropped from the model, or it changes logits after its output head.
             StateError: the objective is attached to another model.
         """
         seam = seam_of(model, self.adapter)
@@ -159,13 +162,13 @@ class EPIC:
                     "stay so that a backward pass can recompute layers. Call detach() when done with the first."
                 )
             self.detach()
-        seam.refuse_unfit_head()
-        refuse_compiled_twice(model, seam.parts)
-        teacher = self._teacher_seam(seam)
         student = Attachment(seam, compiled=_runs_compiled(model))
-        try:
+        try:  # with hooks on, or another compression at work would take part in calls of the model
+            seam.refuse_unfit_head()
+            refuse_compiled_twice(model, seam.parts)
+            teacher = self._teacher_seam(seam)
             self._teacher = None if teacher is None else Attachment(teacher, compiled=_runs_compiled(self.teacher))
-        except StateError:
+        except BaseException:
             student.remove()
             raise
         for each in (student, self._teacher):
@@ -253,6 +256,7 @@ class EPIC:
         attachment.refuse_nesting()
         self._check_stage(stage, parts, None if self._teacher is None else self._teacher.parts)
         inputs, call, layout = _prepare(batch, seam)
+        seam.refuse_changed_output(model, inputs)
         layer, ratio = (stage.layer, stage.student) if stage.compresses else (parts.depth, 0.0)
         request = Request(
             self.compressor,
@@ -351,6 +355,7 @@ class EPIC:
         teacher, module = self._teacher, self.teacher
         if teacher is not None and isinstance(module, nn.Module):
             teacher.refuse_nesting()
+            teacher.seam.refuse_changed_output(module, inputs)
             same = bool(teacher.parts.visual_ids) and teacher.parts.visual_ids == attachment.parts.visual_ids
             refuse_other_tokens(call, teacher.seam, inputs, known=same)
             theirs, outside = replace(theirs, ghost=teacher.seam.ghost(inputs)), autocast_of(module)

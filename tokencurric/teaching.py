@@ -1,7 +1,7 @@
 """The teacher's side of EPIC: which tokens it sees, and the forward pass in which it says what it makes of them."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tokencurric.adapters.attachment import Attachment
 from tokencurric.adapters.counted import counted_states
+from tokencurric.adapters.quiet import evaluating
 from tokencurric.adapters.record import Record, Request
 from tokencurric.adapters.seam import Call, Seam
 from tokencurric.adapters.stretch import Shortened, Stretch
@@ -147,28 +148,6 @@ def autocast_of(model: nn.Module) -> AbstractContextManager[Any]:
         return nullcontext()
     kind = first.device.type
     return torch.autocast(kind, dtype=torch.get_autocast_dtype(kind), enabled=torch.is_autocast_enabled(kind))
-
-
-@contextmanager
-def evaluating(modules: nn.Module) -> Iterator[None]:
-    """Evaluation mode for `modules` and all below, each restored to what it was.
-
-    Example:
-        >>> layer = nn.Dropout()
-        >>> with evaluating(layer):
-        ...     layer.training
-        False
-        >>> layer.training
-        True
-    """
-    training = [module for module in modules.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def without_dropout(module: nn.Module | None, head: Head) -> Head:

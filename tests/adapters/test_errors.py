@@ -8,7 +8,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 
 from tests.adapters.fingerprint import Unchanged
 from tests.adapters.tiny import DEPTH, LAYOUTS, RAGGED, tiny_batch, tiny_llava
-from tests.adapters.zoo import TEXT, tiny_model
+from tests.adapters.zoo import TEXT
 from tokencurric import DART, EPIC, FastV, Random, Uniform, compress, tcd
 from tokencurric.adapters import find_parts
 from tokencurric.adapters._requirement import check
@@ -369,12 +369,6 @@ def test_layers_without_self_attention(model):
 def test_another_version_of_transformers(found):
     with pytest.raises(MissingDependencyError, match=r"needs transformers >=5.23,<6; .*Install tokencurric\[hf\]"):
         check(found)
-
-
-def test_logits_that_are_changed_after_the_head():
-    model = tiny_model("aya_vision")
-    with pytest.raises(UnsupportedModelError, match=r"EPIC cannot train a AyaVision.* with logit_scale=0.0625"):
-        EPIC(Uniform(), tcd()).attach(model)
 
 
 # What the less common arguments do

@@ -106,7 +106,7 @@ def epic_gradients(model, inputs, weight=0.7, **arguments):
     return out, {name: each.grad.clone() for name, each in model.named_parameters() if each.grad is not None}
 
 
-@pytest.mark.parametrize("family", [name for name in FAMILIES if name != "aya_vision"])  # which EPIC refuses
+@pytest.mark.parametrize("family", FAMILIES)
 def test_epic_shares_layers_without_a_trace_in_the_gradients(family):
     model, inputs = tiny_model(family, dtype=torch.float64), tiny_inputs(family, padding="right")
     inputs = {name: each.double() if each.is_floating_point() else each for name, each in inputs.items()}

@@ -55,8 +55,7 @@ writes it anew.
 - **video**: prefill and generate with the tokens of a video.
 - **each picture**: with `per="image"` every picture keeps its budget, touching or not, in prefill and `generate`.
   Idefics3, SmolVLM and Llama 4 do not tell their pictures apart and take `groups=`; Video-LLaVA tells frames apart.
-- **EPIC**: gradients, where teacher and student share their first layers, equal those where they do not. Of
-  `aya_vision`, which changes its logits after the output head, EPIC says so and refuses.
+- **EPIC**: gradients, where teacher and student share their first layers, equal those where they do not.
 - **bf16, fp16**: prefill, within 3% of the largest logit.
 
 In every comparison a control shows that dropping tokens changes the answer. A dash means: not tested.
@@ -72,7 +71,11 @@ By an error that says why:
 - models whose layers read vision by cross-attention (Mllama), with linear-attention layers (Qwen3.5), whose upper
   layers share keys and values of lower ones (as in Gemma 3n), encoder-decoders (Florence-2), and models whose
   configuration names no visual token;
-- decoders that take, or hand to their layers, an unknown tensor as long as the sequence;
+- decoders that take, or hand to their layers, an unknown tensor as long as the sequence (Gemma 4, Ernie 4.5 VL MoE);
+- `flex_attention` in the decoder, whose block masks cannot be shortened;
+- compressors that need attention or keys, where an attention module hands its attention function an unknown argument;
+- by `EPIC`, classes that change logits after their output head, found by calling them: Chameleon, which hides columns,
+  PaliGemma and Gemma 4 with a soft cap, Granite Docling, HyperCLOVA X Vision and Muse Glimmer, which scale;
 - FSDP1;
 - `prefill_chunk_size` in `generate`, and pictures in a later call on the same cache.
 """

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tokencurric.adapters.adapter import ModelAdapter
+from tokencurric.adapters.after_head import refuse_changed_output
 from tokencurric.adapters.decoding import CachePlan, held_slots, positions_of
 from tokencurric.adapters.deepstack import Deepstack
 from tokencurric.adapters.discovery import ModelParts, inner_layer, unwrap
@@ -60,6 +61,7 @@ class HandwrittenSeam:
         head = self.adapter.head
         self.parts = ModelParts(base, (base,), base, self.adapter.layers, self.adapter.norm, head, {})
         self.end: nn.Module = self.adapter.norm
+        self._looked = False
 
     def seen(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """The arguments by name."""
@@ -229,6 +231,18 @@ class HandwrittenSeam:
                 f"EPIC needs a model with an output head; {type(self.adapter).__name__}.head is None. Losses are made "
                 "from logits. Set it to what turns hidden states into logits."
             )
+
+    def refuse_changed_output(self, model: nn.Module, inputs: Mapping[str, Any]) -> None:
+        """Raise if the model returns its head's output in another form; looked at once, in a forward of its own.
+
+        A model that returns nothing of the shape of logits is let in: nothing is known of what it does with them.
+
+        Raises:
+            UnsupportedModelError: names what the model does.
+        """
+        if not self._looked and self.parts.head is not None:
+            refuse_changed_output(unwrap(model), self.parts.head, inputs)
+            self._looked = True
 
     def _sees(self, query: Tensor, key: Tensor, visible: Tensor) -> Tensor:
         q, k = query[:, None, :, None], key[:, None, None, :]

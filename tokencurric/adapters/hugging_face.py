@@ -10,6 +10,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 from transformers.masking_utils import causal_mask_function
 
+from tokencurric.adapters.after_head import refuse_changed_logits
 from tokencurric.adapters.compiled import outside_graphs
 from tokencurric.adapters.decoding import CachePlan, decode_arguments, plan_of
 from tokencurric.adapters.deepstack import Deepstack, take_over
@@ -194,10 +195,12 @@ class TransformersSeam:
         return position_wise(inner_layer(layer), inner_layer(attention_of(layer)))
 
     def refuse_unfit_head(self) -> None:
-        """Raise if the model changes logits after its head, or has none: losses are made from what the head gives.
+        """Raise if the model has no head, or changes logits after it: losses are made from what the head gives.
+
+        It calls the model on two text tokens, which ranks with sharded weights have to do together.
 
         Raises:
-            UnsupportedModelError: names what it does.
+            UnsupportedModelError: names what the model does.
         """
         name = type(self.parts.base).__name__
         if self.parts.head is None:
@@ -205,14 +208,10 @@ class TransformersSeam:
                 f"EPIC needs a model with an output head; got a {name} without one. Its losses are made from logits. "
                 "Pass the ...ForConditionalGeneration that holds it."
             )
-        config = self.parts.decoder.config
-        for field, neutral in (("final_logit_softcapping", None), ("logit_scale", 1.0), ("logits_scaling", 1.0)):
-            value = getattr(config, field, neutral)
-            if value is not None and value != neutral:
-                raise UnsupportedModelError(
-                    f"EPIC cannot train a {name} with {field}={value}: it makes losses from the output head, and this "
-                    "model changes logits after it. Models whose head gives the logits are supported."
-                )
+        refuse_changed_logits(self.parts)
+
+    def refuse_changed_output(self, model: nn.Module, inputs: Mapping[str, Any]) -> None:
+        """Nothing: two text tokens have shown what becomes of the logits."""
 
     @cached_property
     def _takes_positions(self) -> bool:

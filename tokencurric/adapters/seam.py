@@ -127,5 +127,9 @@ class Seam(Protocol):
         ...
 
     def refuse_unfit_head(self) -> None:
-        """Raise unless the head alone turns hidden states into logits."""
+        """Raise unless the head alone turns hidden states into logits, as far as that shows without a batch."""
+        ...
+
+    def refuse_changed_output(self, model: nn.Module, inputs: Mapping[str, Any]) -> None:
+        """Raise unless `model` returns what its head gives, where it takes a batch to see that."""
         ...
