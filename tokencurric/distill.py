@@ -28,7 +28,15 @@ from tokencurric.adapters.sharding import gathered
 from tokencurric.compressors import Compressor, require_compressor
 from tokencurric.curriculum import Curriculum, Stage
 from tokencurric.errors import RangeError, StateError, UnsupportedModelError
-from tokencurric.losses import ConsistencyLoss, Head, LossSums, Taught, feature_distance, supervised_losses
+from tokencurric.losses import (
+    ConsistencyLoss,
+    FiniteLosses,
+    Head,
+    LossSums,
+    Taught,
+    feature_distance,
+    supervised_losses,
+)
 from tokencurric.teaching import (
     Chosen,
     TeacherSide,
@@ -141,6 +149,7 @@ class EPIC:
         self.teacher, self.share_prefix, self.adapter, self.fused = teacher, share_prefix, adapter, fused
         self._student: Attachment | None = None
         self._teacher: Attachment | None = None
+        self._losses = FiniteLosses()
 
     def attach(self, model: nn.Module) -> None:
         """Put hooks on `model`, after it was wrapped. Called on first use; again for another wrapping of the same.
@@ -161,6 +170,7 @@ class EPIC:
                     f"EPIC is attached to another {type(self._student.parts.base).__name__}; got a second model. Hooks "
                     "stay so that a backward pass can recompute layers. Call detach() when done with the first."
                 )
+            self.check_losses()
             self.detach()
         student = Attachment(seam, compiled=_runs_compiled(model))
         try:  # with hooks on, or another compression at work would take part in calls of the model
@@ -202,7 +212,20 @@ class EPIC:
         for attachment in (self._student, self._teacher):
             if attachment is not None:
                 attachment.remove()
+        self._losses.forget()
         self._student = self._teacher = None
+
+    def check_losses(self) -> None:
+        """Wait for all losses handed out so far.
+
+        On a CPU a loss is looked at before it is handed out. On another device that would stop the host in every step,
+        so a call raises for the losses of earlier calls that have arrived by then, and this for all. `EpicTrainer`
+        calls it before it logs, saves or evaluates: no checkpoint is written after a loss that is not finite.
+
+        Raises:
+            RangeError: one is NaN or infinite.
+        """
+        self._losses.look(wait=True)
 
     def __call__(
         self,
@@ -224,7 +247,9 @@ class EPIC:
             A loss that is a sum over supervised tokens divided by `num_items`, so that micro-batches add up.
 
         Raises:
-            StateError: the batch has no labels or input_ids. MissingSignalError: the stage's layer lacks a signal.
+            StateError: the batch has no labels or input_ids.
+            MissingSignalError: the stage's layer lacks a signal.
+            RangeError: the loss is NaN or infinite, or that of an earlier call was; see `check_losses`.
         """
         self.attach(model)
         stage = self.curriculum.at(step, total, seed, layers=self._attached.parts.depth)
@@ -254,6 +279,7 @@ class EPIC:
         attachment = self._attached
         seam, parts = attachment.seam, attachment.parts
         attachment.refuse_nesting()
+        self._losses.look()
         self._check_stage(stage, parts, None if self._teacher is None else self._teacher.parts)
         inputs, call, layout = _prepare(batch, seam)
         seam.refuse_changed_output(model, inputs)
@@ -310,6 +336,8 @@ class EPIC:
             )
         # On its way out of a sharded model it may have been rounded.
         loss = loss + (made.to(loss.device) - loss).detach()
+        where = f"layer {stage.layer}, student ratio {stage.student:.3f}" if stage.compresses else "not compressed"
+        self._losses.watch(loss, where)
         return EpicOutput(loss, stage, {"loss": loss.detach(), **metrics})
 
     def _teacher_seam(self, student: Seam) -> Seam | None:

@@ -50,6 +50,23 @@ class _LookAhead(TrainerCallback):
         self.objective.preflight(kwargs["model"], state.max_steps, args.seed)
 
 
+class _CheckLosses(TrainerCallback):
+    """Has the objective look at its losses where Trainer reads numbers anyway, and before anything is saved."""
+
+    def __init__(self, objective: EPIC) -> None:
+        self.objective = objective
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if control.should_log or control.should_save or control.should_evaluate:
+            self.objective.check_losses()
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.objective.check_losses()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.objective.check_losses()
+
+
 class _TellEpoch(TrainerCallback):
     """Tells the sampler the epoch: on resuming with several processes, data loaders do not reach as far as to it."""
 
@@ -68,7 +85,8 @@ class EpicTrainer(Trainer):
     callbacks, resuming. The curriculum's state follows from the step alone, so a resumed run equals an uninterrupted
     one. Losses are divided by the supervised tokens of the whole accumulated batch. It logs both losses, ratios, layer,
     margin and kept tokens. Saved models are plain checkpoints of their class, plus `tokencurric.json` with compressor
-    and curriculum. Evaluation is the cross-entropy without compression. After training the hooks are gone.
+    and curriculum. Evaluation is the cross-entropy without compression. After training the hooks are gone. A loss that
+    is NaN or infinite ends the training before anything is saved after it.
 
     Args:
         args: and all others, as for transformers.Trainer. Batches need `labels`; `row_key` (the sample's number in the
@@ -122,6 +140,7 @@ class EpicTrainer(Trainer):
         self.sampler: GroupedSampler | None = None  # of the training, once its data loader is made
         self._noted: dict[str, float | Tensor] = {}
         self.add_callback(_LookAhead(objective))
+        self.add_callback(_CheckLosses(objective))
         self.add_callback(_TellEpoch(self))
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
