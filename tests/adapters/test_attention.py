@@ -5,7 +5,6 @@ and sinks as the family has them.
 """
 
 import sys
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -134,12 +133,17 @@ def test_a_scale_of_zero_is_one():
     torch.testing.assert_close(row, torch.full((1, 3), 1 / 3))
 
 
+class Config:
+    def __init__(self, implementation):
+        self._attn_implementation = implementation
+
+
 class Attending(nn.Module):
     """An attention module as AttentionTap sees it."""
 
     def __init__(self, implementation):
         super().__init__()
-        self.config = SimpleNamespace(_attn_implementation=implementation)
+        self.config = Config(implementation)
 
 
 def tapped(implementation, mask=None, **arguments):
