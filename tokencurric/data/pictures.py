@@ -1,26 +1,30 @@
-"""Opening pictures, and making them square the way LLaVA was trained."""
+"""Opening images, and making them square the way LLaVA was trained."""
 
+import io
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tokencurric.data.decoding import AS_SHOWN, ImageDecoding
 from tokencurric.errors import DataError, MissingDependencyError
 
 if TYPE_CHECKING:
     import PIL.Image
 
 
-def open_picture(path: Path) -> "PIL.Image.Image":
-    """Decode a picture to RGB.
+def open_picture(source: Path | bytes, decoding: ImageDecoding = AS_SHOWN) -> "PIL.Image.Image":
+    """Decode an image to 8-bit RGB.
 
     Args:
-        path: the file.
+        source: the file, or its content.
+        decoding: orientation, transparency and depth; the default is as a viewer shows the image.
 
     Returns:
-        The whole picture, decoded, so that nothing can fail later.
+        The whole image, decoded, so that nothing can fail later.
 
     Raises:
-        DataError: the file is missing, cut off, or no picture.
+        DataError: the file is missing, cut off, no image, or has values without a form in RGB.
         MissingDependencyError: pillow is not installed.
 
     Example:
@@ -37,12 +41,22 @@ def open_picture(path: Path) -> "PIL.Image.Image":
             "Install it with `pip install tokencurric[hf]`."
         ) from error
     try:
-        with Image.open(path) as picture:
-            return picture.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        # Besides OSError, broken PNG files raise SyntaxError and odd headers ValueError.
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as picture:
+            return decoding.to_rgb(picture)
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        LookupError,
+        ArithmeticError,
+        EOFError,
+        struct.error,
+        Image.DecompressionBombError,
+    ) as error:
+        # Besides OSError, broken PNG files raise SyntaxError and odd headers ValueError, IndexError and others.
+        name = f"{len(source)} bytes" if isinstance(source, bytes) else f"path={str(source)!r}"
         raise DataError(
-            f"open_picture needs a readable picture; got path={str(path)!r}. Opening it failed: {error}. "
+            f"open_picture needs a readable picture; got {name}. Opening it failed: {error}. "
             "Replace the file, or leave its row out."
         ) from error
 
