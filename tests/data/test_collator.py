@@ -193,13 +193,16 @@ def test_rows_with_nothing_to_learn_are_named():
         collator()([talk("a", "b"), talk("only a question", row_key=4)])
 
 
-def test_an_image_token_in_the_words_is_refused():
+def test_an_image_token_in_the_words_is_text_or_refused():
+    template, sample = VICUNA_V1.replace("<image>", "<pad>"), talk("a <pad> b", "c", row_key=2)
     other = build_processor()
     other.image_token = "<pad>"
-    template = VICUNA_V1.replace("<image>", "<pad>")
-    sample = talk("a <pad> b", "c", row_key=2)
-    with pytest.raises(DataError, match=r"got '<pad>' in the words of row 2"):
-        ConversationCollator(other, template=template)([sample])
+    ids, _ = unpadded(ConversationCollator(other, template=template)([sample]), 0)
+    assert other.tokenizer.pad_token_id not in ids
+    # An image token that is no token of the tokenizer cannot be told from text.
+    other.image_token, template = "IMG", VICUNA_V1.replace("<image>", "IMG")
+    with pytest.raises(DataError, match=r"got 'IMG' in the words of row 2"):
+        ConversationCollator(other, template=template)([talk("a IMG b", "c", row_key=2)])
     assert collator()([sample])
 
 

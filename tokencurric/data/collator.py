@@ -1,6 +1,6 @@
 """Samples to training batches: inputs, labels on the answers, row keys."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Literal
 
 import torch
@@ -11,6 +11,7 @@ from tokencurric.data.sample import Sample
 from tokencurric.data.template import Processor
 from tokencurric.errors import DataError, RangeError
 
+_TRIED = 100  # stand-ins after each other before it is clear that something else is wrong
 IGNORED = -100
 """The label of a token that is not learned."""
 
@@ -31,6 +32,10 @@ class ConversationCollator:
         padding_side: where shorter rows are filled up.
         square: "crop" leaves pictures to the processor, "pad" makes them square with the mean colour first,
             as LLaVA-1.5 was trained.
+        allowed_special: control tokens that the text of rows may spell, such as `<|box_start|>`. Every other special
+            token, `</s>` say, is text where the data spells it and never becomes the token.
+        stand_in: called with a row that cannot be collated and the error, returns the row that takes its place, as
+            `ConversationDataset.stand_in` does. None raises the error.
 
     Raises:
         RangeError: an option is out of its range. UnsupportedModelError: processor or template lack
@@ -66,6 +71,8 @@ class ConversationCollator:
         too_long: Literal["raise", "drop_turns"] = "raise",
         padding_side: Side = "right",
         square: Literal["crop", "pad"] = "crop",
+        allowed_special: Collection[str] = (),
+        stand_in: Callable[[Sample, DataError], Sample] | None = None,
     ) -> None:
         if max_length is not None and max_length < 1:
             raise RangeError(
@@ -82,7 +89,10 @@ class ConversationCollator:
                 "ConversationCollator needs padding_side to be 'left' or 'right'; got "
                 f"padding_side={padding_side!r}. Choose one of them."
             )
-        self.encoder = ChatEncoder(processor, template=template, end_token=end_token, square=square)
+        self.encoder = ChatEncoder(
+            processor, template=template, end_token=end_token, square=square, allowed_special=allowed_special
+        )
+        self.stand_in = stand_in
         self.max_length = max_length
         self.too_long = too_long
         self.padding_side: Side = padding_side
@@ -103,6 +113,28 @@ class ConversationCollator:
             raise DataError(
                 "ConversationCollator needs samples; got samples=[]. A batch has at least one row. Pass one."
             )
+        try:
+            return self._collated(samples)
+        except DataError:
+            if self.stand_in is None:
+                raise
+            return self._collated([self._sound(sample, self.stand_in) for sample in samples])
+
+    def _sound(self, sample: Sample, stand_in: Callable[[Sample, DataError], Sample]) -> Sample:
+        """The row itself, or the first of its stand-ins that can be collated."""
+        for _ in range(_TRIED):
+            try:
+                self._collated([sample])
+            except DataError as error:
+                sample = stand_in(sample, error)
+            else:
+                return sample
+        raise DataError(
+            f"{_TRIED} rows up to {sample} cannot be collated, though each stood in for the one before.\n"
+            "Hint: look at max_length and the processor, which refuse too much."
+        )
+
+    def _collated(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
         encoded = self.encoder(samples, padding_side=self.padding_side)
         fitting = self._shortened(samples, encoded)
         if fitting != list(samples):

@@ -1,15 +1,41 @@
 """What a file of conversations holds: turns, rows, the rows that were left out and why."""
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
+
+from tokencurric.data.decoding import AS_SHOWN, ImageDecoding
 
 MARK = "<image>"
 """Where a picture stands in the text of a LLaVA conversation."""
 
-Role = Literal["user", "assistant"]
+UrlOpener = Callable[[str], bytes]
+"""Returns what an address points to."""
+
+Role = Literal["user", "assistant", "system"]
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddedImage:
+    """An image whose file is inside the row.
+
+    Args:
+        content: bytes of the file.
+        name: what the row calls it; need not exist.
+
+    Example:
+        >>> EmbeddedImage(b"GIF89a", "a.gif")
+        EmbeddedImage(name='a.gif')
+    """
+
+    content: bytes = field(repr=False)
+    name: str = ""
+
+
+ImageSource = str | EmbeddedImage
+"""A file name, a URL, or the image itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +56,11 @@ class Turn:
         return self.text.count(MARK)
 
     @property
+    def words(self) -> str:
+        """The text without its marks."""
+        return self.text.replace(MARK, "")
+
+    @property
     def message(self) -> dict[str, Any]:
         """The turn as chat templates of transformers take it: parts in the order in which they stand."""
         pieces = re.split(f"({re.escape(MARK)})", self.text)
@@ -39,7 +70,7 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """One checked row: as many `<image>` marks in its turns as names in `images`.
+    """One checked row: as many `<image>` marks in its turns as names in `images`. A system turn comes first.
 
     `index` is the row's number in the file, counted before anything was left out; it is what becomes
     `row_key`.
@@ -47,7 +78,7 @@ class Conversation:
 
     index: int
     id: str
-    images: tuple[str, ...]
+    images: tuple[ImageSource, ...]
     turns: tuple[Turn, ...]
 
     @property
@@ -70,7 +101,20 @@ class Problem:
 
 @dataclass(frozen=True)
 class ConversationFile:
-    """The usable rows of a file, the rows that were skipped, and the folder that the pictures lie in."""
+    """The usable rows of a file, the rows that were skipped, and how the images are reached.
+
+    Args:
+        path: the file.
+        images: folder of the images.
+        rows: usable rows, in the order of the file.
+        skipped: rows that were left out.
+        leading_answers_dropped: answers left out because nobody asked for them.
+        follow_links: see `read_conversations`, as for the next three.
+        allow_absolute: whether absolute image names are opened.
+        open_url: opens images that are named by a URL.
+        decoding: how images become RGB.
+        unread: of each key that was not read, in how many usable rows it stands.
+    """
 
     path: Path
     images: Path | None
@@ -78,6 +122,10 @@ class ConversationFile:
     skipped: tuple[Problem, ...] = ()
     leading_answers_dropped: int = 0
     follow_links: bool = False
+    allow_absolute: bool = False
+    open_url: UrlOpener | None = None
+    decoding: ImageDecoding = AS_SHOWN
+    unread: Mapping[str, int] = field(default_factory=dict)
 
     def without(self, problems: Iterable[Problem]) -> "ConversationFile":
         """The same file with the rows that `problems` name moved to `skipped`.

@@ -1,7 +1,8 @@
 """Samples to generation prompts with the answers that were expected, for measuring accuracy."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -29,7 +30,11 @@ class PromptCollator:
     Prompts are token for token what stands before that answer in a training batch of `ConversationCollator`.
 
     Args:
-        processor, template, end_token, square: as for `ConversationCollator`.
+        processor: as for `ConversationCollator`.
+        template: as for `ConversationCollator`.
+        end_token: as for `ConversationCollator`.
+        square: as for `ConversationCollator`.
+        allowed_special: as for `ConversationCollator`.
         answer: "last" asks for a row's last answer, everything before it given; "first" for its first answer
             to a question.
 
@@ -64,12 +69,15 @@ class PromptCollator:
         end_token: str | None = None,
         answer: Literal["last", "first"] = "last",
         square: Literal["crop", "pad"] = "crop",
+        allowed_special: Collection[str] = (),
     ) -> None:
         if answer not in ("last", "first"):
             raise RangeError(
                 f"PromptCollator needs answer to be 'last' or 'first'; got answer={answer!r}. Choose one of them."
             )
-        self.encoder = ChatEncoder(processor, template=template, end_token=end_token, square=square)
+        self.encoder = ChatEncoder(
+            processor, template=template, end_token=end_token, square=square, allowed_special=allowed_special
+        )
         self.answer = answer
 
     def __call__(self, samples: Sequence[Sample]) -> Prompts:
@@ -94,7 +102,8 @@ class PromptCollator:
 
     def _asked(self, sample: Sample) -> int:
         """The number of the turn to be predicted."""
-        replies = [n for n, turn in enumerate(sample.turns) if n > 0 and turn.role == "assistant"]
+        pairs = enumerate(pairwise(sample.turns), start=1)
+        replies = [n for n, (before, turn) in pairs if before.role == "user" and turn.role == "assistant"]
         if not replies:
             raise DataError(
                 f"PromptCollator needs a question with an answer in every row; got none in {sample}. There "

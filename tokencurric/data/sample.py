@@ -20,6 +20,7 @@ class Sample:
         id: what errors call it.
         turns: who says what; each `<image>` mark stands for the next of `images`.
         images: RGB pictures, as many as there are marks.
+        file: what errors call the file that the row is from.
 
     Raises:
         DataError: there is no turn, or marks and pictures differ in number.
@@ -34,6 +35,7 @@ class Sample:
     id: str
     turns: tuple[Turn, ...]
     images: "tuple[PIL.Image.Image, ...]"
+    file: str = ""
 
     def __post_init__(self) -> None:
         if not self.turns:
@@ -47,7 +49,7 @@ class Sample:
             )
 
     def __str__(self) -> str:
-        return f"row {self.row_key} (id {self.id!r})"
+        return f"row {self.row_key} (id {self.id!r})" + (f" of {self.file}" if self.file else "")
 
     @property
     def messages(self) -> list[dict[str, Any]]:

@@ -111,6 +111,25 @@ def render(
     return list(texts), [[(start, end) for start, end in row] for row in spans]
 
 
+def written_around(template: str, special_tokens: Mapping[str, Any]) -> str:
+    """The text that a template writes by itself, outside of answers.
+
+    Args:
+        template: Jinja chat template with generation tags.
+        special_tokens: names and tokens that the template may use, a tokenizer's `special_tokens_map`.
+
+    Returns:
+        Headers, separators and end tokens of a conversation, joined.
+
+    Example:
+        >>> written_around(VICUNA_V1, {"eos_token": "</s>"})[-23:]
+        ' USER: two? ASSISTANT: '
+    """
+    (text,), (spans,) = render([_PROBE], template, special_tokens=special_tokens)
+    edges = [0, *(edge for span in spans for edge in span), len(text)]
+    return " ".join(text[start:end] for start, end in zip(edges[::2], edges[1::2], strict=True))
+
+
 def choose_template(processor: Processor, template: str | None = None, *, end_token: str | None = None) -> str:
     """The chat template to train with: the one given or the processor's own, if it marks what to learn.
 
