@@ -86,7 +86,7 @@ def test_preflight_counts_and_finds_what_would_stop_a_run(folder):
 
 def test_pictures_without_a_folder_are_refused(folder):
     file = replace(file_of(folder, ("a.png",)), images=None)
-    with pytest.raises(DataError, match=r"an image folder; got images=None for row 0"):
+    with pytest.raises(DataError, match=r"image='a.png' in row 0 .*an image folder; got images=None"):
         ConversationDataset(file)[0]
 
 

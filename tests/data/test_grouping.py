@@ -207,6 +207,8 @@ def test_pictures_count_with_all_their_tokens_and_one_is_opened(tmp_path):
     assert one - none == PATCHES + 1, "the blank after the mark"
     picture(0).save(tmp_path / "2-0.png")
     (tmp_path / "0-0.png").unlink()
+    assert measure_rows(file, collate).tokens == (one, none, two), "the next row with a picture stands for it"
+    (tmp_path / "2-0.png").unlink()
     with pytest.raises(DataError, match=r"0-0\.png"):
         measure_rows(file, collate)
 

@@ -195,10 +195,10 @@ def test_turns_are_taken_exactly_when_they_alternate_and_answer(speakers):
     raw = row(*({"from": speaker, "value": "x"} for speaker in speakers))
     sound = "gpt" in speakers and all(a != b for a, b in pairwise(speakers))
     if sound:
-        assert len(parse_row(0, raw, images=None).turns) == len(speakers)
+        assert len(parse_row(0, raw)[0].turns) == len(speakers)
     else:
         with pytest.raises(DataError):
-            parse_row(0, raw, images=None)
+            parse_row(0, raw)
 
 
 @given(st.lists(st.sampled_from([MARK, "a", " ", "\n", "<", "image>"]), min_size=1))
@@ -211,7 +211,7 @@ def test_parts_spell_the_turn(pieces):
 
 
 def test_without_moves_rows_to_skipped():
-    rows = tuple(parse_row(n, row(id=n), images=None) for n in range(4))
+    rows = tuple(parse_row(n, row(id=n))[0] for n in range(4))
     file = ConversationFile(Path("talk.json"), None, rows, skipped=(Problem(9, "9", "early"),))
     less = file.without([Problem(2, "2", "late"), Problem(0, "0", "late"), Problem(77, "77", "not in the file")])
     assert [r.index for r in less.rows] == [1, 3]

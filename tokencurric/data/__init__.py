@@ -7,9 +7,11 @@ from tokencurric.data.collator import ConversationCollator as ConversationCollat
 from tokencurric.data.conversations import MARK as MARK
 from tokencurric.data.conversations import Conversation as Conversation
 from tokencurric.data.conversations import ConversationFile as ConversationFile
+from tokencurric.data.conversations import EmbeddedImage as EmbeddedImage
 from tokencurric.data.conversations import Problem as Problem
 from tokencurric.data.conversations import Turn as Turn
 from tokencurric.data.dataset import ConversationDataset as ConversationDataset
+from tokencurric.data.decoding import ImageDecoding as ImageDecoding
 from tokencurric.data.grouping import GroupedSampler as GroupedSampler
 from tokencurric.data.grouping import padding_share as padding_share
 from tokencurric.data.preflight import Preflight as Preflight
