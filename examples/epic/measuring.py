@@ -11,7 +11,6 @@ from examples.epic.options import COMPRESSORS, Options
 from examples.epic.questions import Data
 from examples.epic.results import encode
 from tokencurric import keep_count
-from tokencurric.data import MARK
 from tokencurric.evaluation import kept_tokens, measure_efficiency, plot_kept, sweep
 
 
@@ -69,7 +68,8 @@ def draw_kept(model: Any, data: Data, options: Options) -> None:
     }
     rows = [row for row in range(len(first.references)) if len(data.samples[row].images) == 1][:4]
     if rows:
-        asked = [data.samples[row].turns[0].text.replace(MARK, "").strip() for row in rows]
+        turns = [next(turn for turn in data.samples[row].turns if turn.role == "user") for row in rows]
+        asked = [turn.words.strip() for turn in turns]
         pictures = [(question, data.samples[row].images[0]) for question, row in zip(asked, rows, strict=True)]
         table = [[(name, keep, mask[row]) for name, mask in masks.items()] for row in rows]
         plot_kept(pictures, table).savefig(options.output / "kept.png", dpi=110)

@@ -63,6 +63,11 @@ class Options:
     data: Path | None
     images: Path | None
     eval_data: Path | None
+    on_error: str
+    ignore_keys: tuple[str, ...]
+    absolute_images: bool
+    image_style: str
+    background: str
     template: str
     stages: tuple[str, ...]
     compressor: str
@@ -103,11 +108,12 @@ class Options:
         """All settings as JSON knows them, without where things lie on this machine."""
         values = asdict(self) | {"model": "base" if self.model == str(SCENES / "base") else self.model}
         del values["output"]
+        values["ignore_keys"] = ",".join(self.ignore_keys)
         return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
 
     def differing(self, settings: dict[str, Any]) -> list[str]:
         """The options that are not as in the `settings` of an earlier run, apart from those that decide no result."""
-        free = {"stages", "resume", "workers"}
+        free = {"stages", "resume", "workers", "on_error"}
         return sorted(name for name, value in self.plain().items() if name not in free and settings.get(name) != value)
 
     def make_curriculum(self) -> Curriculum:
@@ -129,9 +135,18 @@ def parse_options(arguments: list[str] | None = None) -> Options:
     what = parser.add_argument_group("what")
     what.add_argument("--output", type=Path, default=Path("runs/llava_epic"), help="folder for everything that is made")
     what.add_argument("--model", default=str(SCENES / "base"), help="folder, or name on the model hub")
-    what.add_argument("--data", type=Path, default=None, help="LLaVA conversation JSON to train on; none: the scenes")
+    what.add_argument("--data", type=Path, default=None, help="conversations to train on; none: the scenes")
     what.add_argument("--images", type=Path, default=None, help="folder of the pictures that the data name")
     what.add_argument("--eval-data", type=Path, default=None, help="the same format: questions with short answers")
+    what.add_argument(
+        "--on-error", choices=("stop", "skip"), default="stop", help="skip: the next good row stands in for a bad one"
+    )
+    what.add_argument("--ignore-keys", default="", help="keys such as video,tools that may be dropped from rows")
+    what.add_argument("--absolute-images", action="store_true", default=False, help="open absolute image names too")
+    what.add_argument(
+        "--image-style", choices=("viewer", "llava"), default="viewer", help="llava: as stored, as its code opens them"
+    )
+    what.add_argument("--background", default="white", help="colour below transparent pixels")
     what.add_argument("--template", choices=("model", "vicuna_v1"), help="(default: vicuna_v1 with --data)")
     what.add_argument("--smoke", action="store_true", default=False, help="a few steps and questions, to see it run")
     what.add_argument("--resume", action="store_true", default=False, help="go on with the run in --output")
@@ -186,6 +201,7 @@ def _fill(parser: argparse.ArgumentParser, given: dict[str, Any]) -> Options:
     if not set(stages) <= set(STAGES) or len(set(stages)) != len(stages):
         parser.error(f"--stages takes some of {','.join(STAGES)}, each once; got {values['stages']}")
     values["stages"] = tuple(stage for stage in STAGES if stage in stages)
+    values["ignore_keys"] = tuple(key for key in values["ignore_keys"].split(",") if key)
     if embedded and (given["images"] or given["eval_data"]):
         parser.error("--images and --eval-data go with --data: the scenes bring their own")
     return Options(**{field.name: values[field.name] for field in fields(Options)})

@@ -6,18 +6,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
+
 from examples.epic.options import Options
 from examples.scenes.data import write_scenes
 from tokencurric.data import (
     VICUNA_V1,
     ConversationCollator,
     ConversationDataset,
+    ConversationFile,
+    ImageDecoding,
+    Problem,
     PromptCollator,
     Prompts,
     RowSizes,
     Sample,
+    preflight,
     read_conversations,
 )
+from tokencurric.data.dataset import write_left_out
+from tokencurric.errors import DataError
 
 # A description of all places ends each conversation: what is at a place is lost first when tokens are dropped, so it
 # teaches most. The questions before it are mostly about numbers, which are forgotten first when nobody asks.
@@ -53,19 +61,32 @@ def prepare(options: Options, processor: Any, *, write: bool) -> Data:
         if write:
             draw_scenes(options, scenes)
     template = VICUNA_V1 if options.template == "vicuna_v1" else None
-    train = ConversationDataset(read_conversations(talk, images=images))
+    record = options.output / "skipped.jsonl"
+    if write and not options.resume:
+        record.unlink(missing_ok=True)
+    file = read(talk, images, options)
+    if write:
+        note_skipped(record, file)
+    skips = options.on_error == "skip"
+    train = ConversationDataset(file, on_error="skip" if skips else "raise", record=record)
     collate = ConversationCollator(
-        processor, template=template, square="pad", max_length=options.max_length, too_long="drop_turns"
+        processor,
+        template=template,
+        square="pad",
+        max_length=options.max_length,
+        too_long="drop_turns",
+        stand_in=train.stand_in if skips else None,
     )
     if asked is None:
         return Data(train, collate, [], [], {}, "")
 
-    test = ConversationDataset(read_conversations(asked, images=images))
-    count = len(test) if options.questions is None else min(options.questions, len(test))
-    samples = [test[number] for number in range(count)]
     ask = PromptCollator(processor, template=template, square="pad")
+    questions = read(asked, images, options)
+    samples, bad = choose(questions, ask, options)
+    if write:
+        note_skipped(record, questions.without(bad))
     # Tokenized once: every stage and every budget answers these very tensors.
-    prompts = [ask(samples[at : at + options.eval_batch]) for at in range(0, count, options.eval_batch)]
+    prompts = [ask(samples[at : at + options.eval_batch]) for at in range(0, len(samples), options.eval_batch)]
     text = asked.read_bytes()
     kinds = {sample.row_key: "all" for sample in samples}
     if options.embedded:
@@ -73,6 +94,54 @@ def prepare(options: Options, processor: Any, *, write: bool) -> Data:
         kinds = {number: rows[number]["kind"][0] for number in kinds}
         text += talk.read_bytes()  # of the scenes it is small
     return Data(train, collate, samples, prompts, kinds, hashlib.sha256(text).hexdigest())
+
+
+def read(path: Path, images: Path | None, options: Options) -> ConversationFile:
+    """Read a file as the command line wants it, and print what was left out of it."""
+    file = read_conversations(
+        path,
+        images=images,
+        on_error="skip" if options.on_error == "skip" else "raise",
+        allow_absolute=options.absolute_images,
+        ignore=options.ignore_keys,
+        decoding=ImageDecoding("llava" if options.image_style == "llava" else "viewer", options.background),
+    )
+    if PartialState().is_main_process and not options.embedded:
+        print(f"{path}: {preflight(file).summary}")
+    return file
+
+
+def choose(file: ConversationFile, ask: PromptCollator, options: Options) -> tuple[list[Sample], list[Problem]]:
+    """The first questions that can be asked, as many as wanted; with `--on-error skip`, the bad ones before them."""
+    test = ConversationDataset(file)
+    samples: list[Sample] = []
+    bad: list[Problem] = []
+    for number, row in enumerate(file.rows):
+        if len(samples) == options.questions:
+            break
+        try:
+            sample = test[number]
+            if options.on_error == "skip":
+                ask([sample])
+        except DataError as error:
+            if options.on_error == "stop":
+                raise
+            bad.append(Problem(row.index, row.id, str(error)))
+        else:
+            samples.append(sample)
+    if not samples:
+        raise DataError(f"no question of {file.path} can be asked; the first was refused so: {bad[0].reason}")
+    return samples, bad
+
+
+def note_skipped(record: Path, file: ConversationFile) -> None:
+    """Write down the rows that were left out of a file, each once, also if the run is resumed."""
+    lines = record.read_text(encoding="utf-8").splitlines() if record.is_file() else []
+    noted = {(line["file"], line["row"]) for line in map(json.loads, lines)}
+    news = [problem for problem in file.skipped if (str(file.path), problem.index) not in noted]
+    if news:
+        record.parent.mkdir(parents=True, exist_ok=True)
+        write_left_out(record, file, news)
 
 
 def draw_scenes(options: Options, folder: Path) -> None:

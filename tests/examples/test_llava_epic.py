@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,15 +12,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from examples.epic import borrowing
 from examples.epic.optimizer import MuonAndAdamW
 from examples.epic.options import COMPRESSORS, parse_options
-from examples.epic.questions import Data
+from examples.epic.questions import Data, read
 from examples.epic.results import read_json, replace_stages, tabulate, write_json
 from examples.epic.training import make_objective
 from tests.adapters.tiny import tiny_llava
 from tokencurric.curriculum import DeepToShallow
+from tokencurric.data import ConversationDataset
+from tokencurric.errors import DataError
 
 # All in one process of a parallel run, which then makes the runs below once.
 pytestmark = pytest.mark.xdist_group("example")
@@ -248,3 +252,58 @@ def test_defaults_depend_on_the_data():
     assert (real.steps, real.epochs, real.lr, real.template) == (None, 1.0, 2e-5, "vicuna_v1")
     assert parse_options(["--data", "talk.json", "--steps", "7"]).epochs is None
     assert parse_options([]).embedded
+
+
+def test_bad_rows_end_the_run_or_are_left_out(finished, tmp_path):
+    """Rows that cannot be read, images that do not open, an answer too long; in training and among the questions."""
+    scenes, images = finished[0] / "scenes", tmp_path / "images"
+    shutil.copytree(scenes / "images", images)
+    files = {}
+    for name in ("train", "test"):
+        rows = json.loads((scenes / f"{name}.json").read_text())
+        rows[1]["tools"] = [{"name": "search"}]
+        (images / rows[2]["image"]).write_text("no image")
+        rows[3]["system"] = "Be brief."
+        files[name] = tmp_path / f"{name}.jsonl"
+        files[name].write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = ("--data", files["train"], "--images", images, "--eval-data", files["test"])
+    stages = ("--stages", "epic", "--questions", "6")
+    with pytest.raises(subprocess.CalledProcessError) as refused:
+        run("--output", tmp_path / "stopped", *data, *stages)
+    assert "'tools' = " in refused.value.stderr and "train.jsonl" in refused.value.stderr
+
+    out = tmp_path / "skipping"
+    done = run("--output", out, *data, *stages, "--on-error", "skip", "--steps", "4")
+    assert "rows skipped" in done.stdout and "keys not read: kind" in done.stdout
+    lines = [json.loads(line) for line in (out / "skipped.jsonl").read_text().splitlines()]
+    left_out = {(Path(line["file"]).stem, line["row"]) for line in lines}
+    assert left_out == {("train", 1), ("train", 2), ("test", 1), ("test", 2)}
+    assert len(lines) == 4
+    found = json.loads((out / "results.json").read_text())
+    assert found["questions"] == 6
+    # A run that goes on counts no row twice, and may stop at bad rows that it has met no more.
+    run("--output", out, *data, *stages, "--on-error", "skip", "--steps", "4", "--resume")
+    assert len((out / "skipped.jsonl").read_text().splitlines()) == 4
+
+
+def test_options_of_the_data_reach_the_reader(tmp_path):
+    options = parse_options(
+        ["--data", "x.json", "--image-style", "llava", "--background", "black", "--ignore-keys", "video,tools"]
+    )
+    assert (options.ignore_keys, options.absolute_images, options.on_error) == (("video", "tools"), False, "stop")
+    (tmp_path / "images").mkdir()
+    Image.new("RGBA", (4, 4), (255, 0, 0, 0)).save(tmp_path / "images" / "a.png")
+    turns = [{"from": "human", "value": "<image>what?"}, {"from": "gpt", "value": "x"}]
+    path = tmp_path / "talk.json"
+    path.write_text(json.dumps([{"image": "a.png", "conversations": turns, "video": "b.mp4"}]))
+    corners = []
+    for style in ("viewer", "llava"):
+        file = read(path, tmp_path / "images", replace(options, image_style=style))
+        corners.append(ConversationDataset(file)[0].images[0].getpixel((0, 0)))
+        assert file.unread == {"video": 1}
+    assert corners == [(0, 0, 0), (255, 0, 0)]
+    absolute = [{"image": str(tmp_path / "images" / "a.png"), "conversations": turns}]
+    path.write_text(json.dumps(absolute))
+    assert read(path, None, replace(options, absolute_images=True)).rows
+    with pytest.raises(DataError):
+        read(path, None, options)

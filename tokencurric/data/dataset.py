@@ -39,7 +39,8 @@ class ConversationDataset(Dataset[Sample]):
         file: what `read_conversations` returned.
         on_error: "raise" or "skip".
         record: file to which rows left out are added, one JSON object per line, by all processes that use the data.
-            Rows that it names already are counted from the start, so a resumed run goes on counting. None: no file.
+            Rows of the same file that it names already are counted from the start, so a resumed run goes on counting. A
+            row may stand in it more than once where several runs or ranks meet it. None: no file.
 
     Raises:
         RangeError: `on_error` is none of its values.
@@ -69,7 +70,8 @@ class ConversationDataset(Dataset[Sample]):
         self._bad = torch.zeros(len(file.rows) if on_error == "skip" else 0, dtype=torch.bool).share_memory_()
         if on_error == "skip" and self.record is not None and self.record.is_file():
             for line in self.record.read_text(encoding="utf-8").splitlines():
-                position = self._position(json.loads(line)["row"])
+                told = json.loads(line)
+                position = self._position(told["row"]) if told["file"] == str(file.path) else None
                 if position is not None:
                     self._bad[position] = True
 

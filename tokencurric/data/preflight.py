@@ -49,7 +49,9 @@ class Preflight:
     spelled: int | None = None
     collated: bool = False
 
-    def __str__(self) -> str:
+    @property
+    def summary(self) -> str:
+        """The counts, without the rows left out."""
         trust = "all opened" if self.opened else "not opened"
         lines = [
             f"{self.rows} rows ({self.text_only} text-only), {self.turns} turns, {self.answers} answers",
@@ -63,7 +65,10 @@ class Preflight:
         if self.unread:
             counts = sorted(self.unread.items(), key=lambda item: (-item[1], item[0]))
             lines.append("keys not read: " + ", ".join(f"{key} ({count} rows)" for key, count in counts))
-        return "\n".join(lines + [f"  {problem}" for problem in self.skipped + self.problems])
+        return "\n".join(lines)
+
+    def __str__(self) -> str:
+        return "\n".join([self.summary, *(f"  {problem}" for problem in self.skipped + self.problems)])
 
 
 def preflight(
