@@ -3,7 +3,7 @@
 import copy
 import json
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
@@ -45,9 +45,9 @@ class ControlTokens:
         self.tokenizer = tokenizer
         self.contents = tuple(sorted(set(contents), key=lambda text: (-len(text), text)))
         self.firsts = tuple(sorted({text[0] for text in self.contents}))
-        spelled = "|".join(map(re.escape, self.contents))
-        self._pattern = re.compile(spelled or "(?!)")
-        self._anywhere = re.compile(f"(?={spelled or '(?!)'})")
+        self._known = frozenset(self.contents)
+        self._lengths = tuple(sorted({len(text) for text in self.contents}, reverse=True))
+        self._first = re.compile(f"[{re.escape(''.join(self.firsts))}]" if self.firsts else "(?!)")
         self._named: dict[int, dict[str, str]] = {}
         self._twins: dict[int, Any] = {}
 
@@ -86,20 +86,34 @@ class ControlTokens:
 
     def respelled(self, text: str, block: int) -> str:
         """`text` with other names for its control tokens, and with what stand-ins stand for."""
-        text = self._pattern.sub(lambda found: self._names(block)[found.group()], text)
+        names, pieces, done = self._names(block), [], 0
+        for start, end in self._places(text):
+            if start >= done:
+                pieces += [text[done:start], names[text[start:end]]]
+                done = end
+        text = "".join([*pieces, text[done:]])
         return text.translate({block + _FIRSTS + number: first for number, first in enumerate(self.firsts)})
 
     def _spelled(self, words: str) -> bool:
-        if self._pattern.search(words):
+        if any(True for _ in self._places(words)):
             return True
         # Some tokens are looked for after normalization, or are in the model's own vocabulary: a fullwidth "</s>".
         normalizer = self.tokenizer.backend_tokenizer.normalizer
-        return normalizer is not None and bool(self._pattern.search(normalizer.normalize_str(words)))
+        return normalizer is not None and any(True for _ in self._places(normalizer.normalize_str(words)))
+
+    def _places(self, text: str) -> Iterator[tuple[int, int]]:
+        """Where tokens are spelled, the longest at each place. Some tokenizers have thousands, too many for a regex."""
+        for found in self._first.finditer(text):
+            start = found.start()
+            for length in self._lengths:
+                if text[start : start + length] in self._known:
+                    yield start, start + length
+                    break
 
     def _hidden(self, turn: Turn, block: int) -> str:
         # Templates may move images to the front, so tokens are looked for across the marks, too.
         words = turn.words
-        places = {found.start() for found in self._anywhere.finditer(words)}
+        places = {start for start, _ in self._places(words)}
         if not places:
             return turn.text
         stand_in = {first: chr(block + _FIRSTS + number) for number, first in enumerate(self.firsts)}
@@ -142,16 +156,17 @@ class ControlTokens:
         """Tokens are found under their new names, and under the old ones are text."""
         if made.backend_tokenizer is self.tokenizer.backend_tokenizer:
             raise self._unsupported("no backend that can be exchanged")
-        unknown = self.tokenizer.unk_token_id
-        for content in self.contents:
-            probe = f"one{content}{content} two {content}"
-            real, alike = (
-                tokenizer(text, add_special_tokens=False)["input_ids"]
-                for tokenizer, text in ((self.tokenizer, probe), (made, self.respelled(probe, block)))
-            )
-            number = self.tokenizer.convert_tokens_to_ids(content)
-            spelled = made(probe, add_special_tokens=False)["input_ids"]
-            if real != alike or (number in spelled and number != unknown):
+        probes = [f"one{content}{content} two {content}" for content in self.contents]
+        respelled = [self.respelled(probe, block) for probe in probes]
+        plain = {"add_special_tokens": False, "padding": False, "truncation": False}
+        real, alike, spelled = (
+            tokenizer(texts, **plain)["input_ids"]
+            for tokenizer, texts in ((self.tokenizer, probes), (made, respelled), (made, probes))
+        )
+        for number, content in enumerate(self.contents):
+            token = self.tokenizer.convert_tokens_to_ids(content)
+            alone = token not in spelled[number] or token == self.tokenizer.unk_token_id
+            if real[number] != alike[number] or not alone:
                 raise self._unsupported(f"{content!r}, which cannot be told from text")
 
     def _unsupported(self, got: str) -> DataError:
