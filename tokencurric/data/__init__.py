@@ -1,4 +1,4 @@
-"""LLaVA conversation JSON to batches: read and check, look before training, open pictures, order rows, collate.
+"""Files of conversations to batches: read and check, look before training, open pictures, order rows, collate.
 
 Reading and `preflight` need no more than the core; pictures need pillow, collators need transformers.
 """
