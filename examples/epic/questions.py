@@ -24,7 +24,7 @@ from tokencurric.data import (
     preflight,
     read_conversations,
 )
-from tokencurric.data.dataset import write_left_out
+from tokencurric.data.left_out import read_left_out, write_left_out
 from tokencurric.errors import DataError
 
 # A description of all places ends each conversation: what is at a place is lost first when tokens are dropped, so it
@@ -136,9 +136,8 @@ def choose(file: ConversationFile, ask: PromptCollator, options: Options) -> tup
 
 def note_skipped(record: Path, file: ConversationFile) -> None:
     """Write down the rows that were left out of a file, each once, also if the run is resumed."""
-    lines = record.read_text(encoding="utf-8").splitlines() if record.is_file() else []
-    noted = {(line["file"], line["row"]) for line in map(json.loads, lines)}
-    news = [problem for problem in file.skipped if (str(file.path), problem.index) not in noted]
+    noted = read_left_out(record, file)
+    news = [problem for problem in file.skipped if problem.index not in noted]
     if news:
         record.parent.mkdir(parents=True, exist_ok=True)
         write_left_out(record, file, news)

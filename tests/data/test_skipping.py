@@ -25,7 +25,7 @@ from tokencurric.data import (
     measure_rows,
     preflight,
 )
-from tokencurric.data.dataset import write_left_out
+from tokencurric.data.left_out import read_left_out, write_left_out
 from tokencurric.errors import DataError, RangeError, UnsupportedModelError
 
 
@@ -201,6 +201,20 @@ def test_a_record_of_rows_that_are_gone_does_no_harm(tmp_path):
     record = tmp_path / "skipped.jsonl"
     write_left_out(record, file, [*preflight(rows_of(tmp_path, "iim"), open_images=True).problems])
     assert ConversationDataset(file, on_error="skip", record=record).left_out == ()
+
+
+def test_a_record_may_be_torn_by_a_kill(tmp_path):
+    file = rows_of(tmp_path, "mimi")
+    record = tmp_path / "skipped.jsonl"
+    problems = preflight(file, open_images=True).problems
+    write_left_out(record, file, problems)
+    whole = record.read_bytes()
+    for cut in range(len(whole)):
+        record.write_bytes(whole[:cut])
+        lines = whole[:cut].count(b"\n")
+        assert len(read_left_out(record, file)) in (lines, lines + 1)  # a line may lack no more than its end
+        write_left_out(record, file, problems[1:])
+        assert 2 in read_left_out(record, file)
 
 
 def test_a_collator_that_refuses_everything_gives_up(tmp_path):

@@ -1,9 +1,7 @@
 """Checked conversations as a torch dataset that opens images as they are asked for."""
 
 import bisect
-import json
 import logging
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -11,6 +9,7 @@ import torch
 from torch.utils.data import Dataset
 
 from tokencurric.data.conversations import Conversation, ConversationFile, EmbeddedImage, ImageSource, Problem
+from tokencurric.data.left_out import read_left_out, write_left_out
 from tokencurric.data.paths import is_url, locate_image
 from tokencurric.data.pictures import open_picture
 from tokencurric.data.sample import Sample
@@ -68,10 +67,9 @@ class ConversationDataset(Dataset[Sample]):
         self._indices = [row.index for row in file.rows]
         # Shared with the processes that load data, which are the ones that meet bad rows.
         self._bad = torch.zeros(len(file.rows) if on_error == "skip" else 0, dtype=torch.bool).share_memory_()
-        if on_error == "skip" and self.record is not None and self.record.is_file():
-            for line in self.record.read_text(encoding="utf-8").splitlines():
-                told = json.loads(line)
-                position = self._position(told["row"]) if told["file"] == str(file.path) else None
+        if on_error == "skip" and self.record is not None:
+            for index in read_left_out(self.record, file):
+                position = self._position(index)
                 if position is not None:
                     self._bad[position] = True
 
@@ -145,30 +143,6 @@ class ConversationDataset(Dataset[Sample]):
         _LOG.warning("%d row(s) of %s left out so far; %s", int(self._bad.sum()), self.file.path, problem)
         if self.record is not None:
             write_left_out(self.record, self.file, [problem])
-
-
-def write_left_out(path: Path, file: ConversationFile, problems: Iterable[Problem]) -> None:
-    """Add rows that were left out to a file, one JSON object per line.
-
-    Args:
-        path: the file, which need not exist.
-        file: where the rows are from.
-        problems: the rows, and why they were left out.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     path = Path(folder) / "skipped.jsonl"
-        ...     write_left_out(path, ConversationFile(Path("talk.json"), None, ()), [Problem(3, "c", "no image")])
-        ...     print(path.read_text().strip())
-        {"row": 3, "id": "c", "file": "talk.json", "reason": "no image"}
-    """
-    lines = [
-        json.dumps({"row": problem.index, "id": problem.id, "file": str(file.path), "reason": problem.reason}) + "\n"
-        for problem in problems
-    ]
-    with path.open("a", encoding="utf-8") as record:  # appending is whole per call, also from several processes
-        record.write("".join(lines))
 
 
 def row_images(file: ConversationFile, row: Conversation) -> "tuple[PIL.Image.Image, ...]":
