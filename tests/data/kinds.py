@@ -4,8 +4,18 @@ from collections.abc import Callable
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import LlavaProcessor, PreTrainedTokenizerFast, Qwen2VLProcessor
+from transformers import (
+    Gemma3Processor,
+    Idefics3Processor,
+    LlavaNextProcessor,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
+    Qwen2VLProcessor,
+)
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
+from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
+from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.processing_utils import ProcessorMixin
 
@@ -141,3 +151,41 @@ def qwen() -> Qwen:
     tokenizer.add_special_tokens({"additional_special_tokens": [*QWEN_TOKENS, "<|box_start|>"]})
     tokenizer.add_tokens(["<think>"])
     return Qwen(Qwen2VLImageProcessorPil(patch_size=14, merge_size=2), tokenizer, chat_template=QWEN_TEMPLATE)
+
+
+def _with_tokens(*tokens: str) -> PreTrainedTokenizerFast:
+    tokenizer = byte_level()
+    tokenizer.add_special_tokens({"additional_special_tokens": list(tokens)})
+    return tokenizer
+
+
+def llava_next() -> ProcessorMixin:
+    pictures = LlavaNextImageProcessorPil(
+        size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}, image_grid_pinpoints=[[32, 64], [64, 64]]
+    )
+    return LlavaNextProcessor(
+        pictures, byte_level(), patch_size=8, vision_feature_select_strategy="default", num_additional_image_tokens=1
+    )
+
+
+def idefics3() -> ProcessorMixin:
+    places = [f"<row_{row}_col_{column}>" for row in (1, 2) for column in (1, 2)]
+    tokenizer = _with_tokens("<fake_token_around_image>", "<global-img>", "<end_of_utterance>", *places)
+    pictures = Idefics3ImageProcessorPil(size={"longest_edge": 64}, max_image_size={"longest_edge": 32})
+    return Idefics3Processor(pictures, tokenizer, image_seq_len=4)
+
+
+def gemma3() -> ProcessorMixin:
+    tokenizer = _with_tokens("<start_of_image>", "<end_of_image>", "<image_soft_token>")
+    for name, token in (("boi", "<start_of_image>"), ("eoi", "<end_of_image>"), ("image", "<image_soft_token>")):
+        setattr(tokenizer, f"{name}_token", token)
+        setattr(tokenizer, f"{name}_token_id", tokenizer.convert_tokens_to_ids(token))
+    return Gemma3Processor(Gemma3ImageProcessorPil(size={"height": 32, "width": 32}), tokenizer, image_seq_length=4)
+
+
+FAMILIES: dict[str, tuple[Callable[[], ProcessorMixin], list[str]]] = {
+    "llava_next": (llava_next, ["</s>", "<pad>"]),
+    "idefics3": (idefics3, ["</s>", "<fake_token_around_image>", "<global-img>", "<row_1_col_1>"]),
+    "gemma3": (gemma3, ["</s>", "<start_of_image>", "<image_soft_token>", "<end_of_image>"]),
+}
+"""Processors, and tokens that they or the tokenizer write by themselves."""

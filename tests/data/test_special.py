@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.data.kinds import SPECIAL, TOKENIZERS, llava, qwen, sentencepiece, unigram
+from tests.data.kinds import FAMILIES, SPECIAL, TOKENIZERS, llava, qwen, sentencepiece, unigram
 from tests.data.tiny import build_processor, picture, talk
 from tokencurric.data import MARK, VICUNA_V1, ConversationCollator, PromptCollator, Sample, Turn, measure_rows
 from tokencurric.data.conversations import Conversation, ConversationFile
@@ -159,6 +159,30 @@ def test_written_out_image_marks_are_text_in_other_families(question):
         assert batch["mm_token_type_ids"].sum() == plain["mm_token_type_ids"].sum()
     supervised = batch["labels"][batch["labels"] != -100].tolist()
     assert QWEN.tokenizer.decode(supervised) == f"b{words}<|im_end|>"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_processors_that_write_tokens_of_their_own(family):
+    """What stands around images, rows of tiles and the like: only the processor writes it."""
+    make, tokens = FAMILIES[family]
+    processor = make()
+    own = "{%- if part['type'] == 'image' -%}{{ '" + processor.image_token + "' }}"
+    template = VICUNA_V1.replace("{%- if part['type'] == 'image' -%}{{ '" + MARK + "' }}", own)
+    collate = ConversationCollator(processor, template=template)
+    image, words = picture(7, (64, 64)), f"{' '.join(tokens)} x"
+
+    def row(said: str) -> Sample:
+        return Sample(0, "a", (Turn("user", f"{MARK}{said}"), Turn("assistant", said)), (image,))
+
+    spelled, plain = collate([row(words)]), collate([row("x")])
+    assert spelled["input_ids"].shape[1] > plain["input_ids"].shape[1]
+    for token in tokens:
+        number = processor.tokenizer.convert_tokens_to_ids(token)
+        assert (spelled["input_ids"] == number).sum() == (plain["input_ids"] == number).sum(), token
+        assert processor.tokenizer(words)["input_ids"].count(number) == 1, "a control: alone it becomes the token"
+    assert torch.equal(spelled["pixel_values"], plain["pixel_values"])
+    learned = processor.tokenizer.decode(spelled["labels"][spelled["labels"] != -100])
+    assert learned == f" {words}</s>"
 
 
 def test_marks_that_a_template_moves_make_no_token():
