@@ -89,7 +89,7 @@ def separate_pass(
         at, kept = counted_states(record.layout, record.shortened, hidden)
         side = TeacherSide(at, kept, record.shortened, dict(record.features))
         sides.append((side, None if student is None else chosen_at(record, student)))
-        return hidden[:, :1]
+        return hidden[:1, :1]  # as in a student's forward: what follows the head is made of one position
 
     attachment.request = replace(request, finish=finish, looks_again=student is not None)
     try:

@@ -1,7 +1,6 @@
 """Hooks that let the upper layers of a decoder run on a short sequence, and that come off without a trace."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from itertools import count
 from typing import Any
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from tokencurric.adapters.compiled import outside_graphs
-from tokencurric.adapters.decoding import CachePlan, plan_of
+from tokencurric.adapters.decoding import CachePlan
 from tokencurric.adapters.deepstack import Deepstack
 from tokencurric.adapters.discovery import ModelParts
 from tokencurric.adapters.forwards import Decoding, Forwards
@@ -54,10 +53,14 @@ class Attachment:
             traces.before(root, self._before_root, with_kwargs=True)
             # First in line, so that wrappers such as FSDP2 see the loss among the root's outputs.
             traces.after(root, self._after_root, prepend=True)
+            traces.after(root, self._root_ended, always_call=True)
         # First in line too, so that a ghost's weights are asked for where a picture's are: before the decoder's.
         first = parts.decoder not in parts.roots  # else what the root's hook sees has to come before
         traces.before(parts.decoder, self._before_decoder, prepend=first, with_kwargs=True)
         traces.after(seam.end, self._after_end, prepend=True)
+        if not seam.carries:
+            traces.after(parts.decoder, self._after_decoder)
+            traces.after(parts.decoder, self._decoder_ended, always_call=True)
         for number, layer in enumerate(parts.layers):
             traces.before(layer, partial(self._before_layer, number), with_kwargs=True)
             traces.after(layer, partial(self._after_layer, number))
@@ -138,17 +141,19 @@ class Attachment:
             now.features = {}
         now.seen = {**now.seen, **self.seam.seen(module, args, kwargs)}
 
+    def _root_ended(self, *_: Any) -> None:
+        self.forwards.now.seen = {}  # or a decoder that is called by itself would take it for its own
+
     def _after_root(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         record = self.record
+        if self.request is not None and self.forwards.now.seen:
+            raise UnsupportedModelError(
+                f"{type(module).__name__} has not called its {type(self.parts.decoder).__name__} as a module: nothing "
+                "was compressed.\nHint: call the decoder itself, not its layers or its forward."
+            )
         if self.request is None or record is None:
             return None
-        if record.request.layer < self.parts.depth and (record.through or not record.decided):
-            what = "applied the final norm to what its last layer returned" if record.decided else "called its layers"
-            raise UnsupportedModelError(
-                f"{type(module).__name__} has not {what} as modules, so hooks did not see it. Nothing would be "
-                "compressed, or the output left short. Name the modules that the forward calls, and call them, not "
-                "their forward."
-            )
+        _refuse_unseen(module, record, self.parts.depth)
         return None if record.loss is None else self._hand_out(record.loss, output)
 
     @outside_graphs
@@ -166,11 +171,12 @@ class Attachment:
         features = {**(seen.get("mm_encoder_outputs") or {}), **now.features}  # `generate` makes them beforehand
         now.features = {}
         now.record = now.decoding = None
-        call = self.seam.read(seen, args, kwargs)
+        visual = self.request.visual if self.request.layout is None else self.request.layout.visual
+        call = self.seam.read(seen, args, kwargs, visual)
+        if not self.seam.carries:
+            now.call = call
         if call.past > 0:
             return self._go_on(call, args, kwargs)
-        if plan_of(call.cache) is not None:
-            del call.cache._tokencurric  # a cache that was reset belongs to another prompt now
         kwargs, deepstack = self.seam.enter(kwargs)
         now.record = record = self._begin(self.request, call, features, deepstack)
         if record.layout.padded_left and record.drops:
@@ -180,8 +186,25 @@ class Attachment:
             kwargs = {**kwargs, "inputs_embeds": embeds + self.request.ghost().to(embeds)}
         if self.seam.carries:
             return args, {**kwargs, self._key: Carrier(record)}
-        record.cache = call.cache
         return args, kwargs
+
+    def _after_decoder(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """Note on the cache what this call left in it, where layers do not get it by name."""
+        now = self.forwards.now
+        if self.request is None or now.call is None:
+            return
+        record = now.record
+        if record is not None and (self.parts.norm_inside or not record.decided):
+            _refuse_unseen(module, record, self.parts.depth)
+        if self.request.finish is None:
+            self._note_plan(now.call, record, output)
+
+    def _decoder_ended(self, *_: Any) -> None:
+        self.forwards.now.call = None
+
+    @outside_graphs
+    def _note_plan(self, call: Call, record: Record | None, output: Any) -> None:
+        self.seam.leave(call, output, (call.plan or CachePlan(())) if record is None else record.plan_up_to(None))
 
     def _go_on(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if call.pictures is not None:
@@ -189,7 +212,7 @@ class Attachment:
                 f"compress needs all pictures in the first call on a cache; got {call.pictures} with a cache that "
                 f"holds {call.past} tokens. Only tokens of the first are compressed. Start a new cache."
             )
-        plan = plan_of(call.cache)
+        plan = call.plan
         if plan is None:
             return None
         decoding, kwargs = Decoding(plan, call), self.seam.go_on(plan, call, kwargs)
@@ -304,6 +327,12 @@ class Attachment:
         if carried is None and self.seam.carries:
             return None
         kwargs = {name: value for name, value in kwargs.items() if name != self._key}
+        if carried is None and self.request is not None and self.forwards.now.call is None and not _in_backward():
+            raise StateError(
+                f"A layer ran without a call of {type(self.parts.decoder).__name__}: nothing tells which tokens are "
+                "visual.\nHint: set `decoder` of the adapter to the module that is called, as by a generate written by "
+                "hand."
+            )
         hidden, arguments = self.seam.arguments(layer, args, kwargs)
         record = carried.record if isinstance(carried, Carrier) else self._record_of(hidden)
         if record is not None:
@@ -318,6 +347,12 @@ class Attachment:
         self, record: Record, number: int, layer: nn.Module, hidden: Tensor, arguments: dict[str, Any]
     ) -> tuple[tuple[Tensor], dict[str, Any]]:
         """Select at a compressing layer; hand the short sequence's arguments to it and those above."""
+        self.seam.refuse_left(arguments)
+        if number == 0 and hidden.shape[:2] != record.layout.visual.shape:
+            raise ShapeError(
+                f"The visual mask must cover the sequence that layer 0 is given, shape {tuple(hidden.shape[:2])}; got "
+                f"{tuple(record.layout.visual.shape)}.\nHint: one entry per embedding, images included."
+            )
         if record.deepstack is not None:
             below = record.at(number - 1).shortened
             hidden = record.deepstack.add(number, hidden, None if below is None else below.selection)
@@ -343,7 +378,7 @@ class Attachment:
         """Where layers cannot carry it: the record of the forward under way, or of the one that backward runs again."""
         if self.seam.carries:
             return None
-        if torch._C._current_graph_task_id() != -1:  # inside of backward: a checkpointed layer gets what it got before
+        if _in_backward():  # a checkpointed layer gets what it got before
             found: Record | None = self._records.get(hidden)
             return found
         if self.request is None or self.record is None:
@@ -353,18 +388,12 @@ class Attachment:
         return self.record
 
     def _leave_plan(self, record: Record, number: int, stretch: Stretch, arguments: dict[str, Any]) -> None:
-        """Note on the cache what layers up to this one hold."""
-        cache = CACHE.read(arguments) if self.seam.carries else record.cache
+        """Note on the cache what layers up to this one hold, where the decoder makes its cache after its hook ran."""
+        cache = CACHE.read(arguments) if self.seam.carries else None
         if cache is None or number > stretch.layer:
             return
-        # Without the memo: decoding has no use for the prompt's masks, and the cache lives long.
-        cuts = tuple(
-            (each.layer, replace(each.shortened, memo={}))
-            for each in record.stretches
-            if each.shortened is not None and each.layer <= number
-        )
         try:
-            cache._tokencurric = CachePlan(cuts, record.shift)
+            cache._tokencurric = record.plan_up_to(number)
         except AttributeError as error:
             raise StateError(
                 f"compress needs a cache that takes an attribute; got a {type(cache).__name__}. What was dropped is "
@@ -379,6 +408,9 @@ class Attachment:
         if record is None:
             return
         record.through = record.through or number == self.parts.depth - 1
+        shortened = record.at(number).shortened
+        if shortened is not None and record.request.finish is None:
+            self.seam.layer_left(output, shortened)
         if record.request.features and number >= record.request.layer:
             record.features.setdefault(number, output if isinstance(output, Tensor) else output[0])
 
@@ -409,6 +441,21 @@ class Attachment:
         finally:
             self.record = before
         return hidden, outputs
+
+
+def _refuse_unseen(module: nn.Module, record: Record, depth: int) -> None:
+    """Raise if a call of `module` is over and hooks have not seen its layers or its norm."""
+    if record.request.layer < depth and (record.through or not record.decided):
+        what = "applied the final norm to what its last layer returned" if record.decided else "called its layers"
+        raise UnsupportedModelError(
+            f"{type(module).__name__} has not {what} as modules, so hooks did not see it. Nothing would be "
+            "compressed, or the output left short. Name the modules that the forward calls, and call them, not "
+            "their forward."
+        )
+
+
+def _in_backward() -> bool:
+    return bool(torch._C._current_graph_task_id() != -1)
 
 
 def attachments_of(parts: ModelParts) -> list[Attachment]:

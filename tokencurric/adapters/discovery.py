@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -42,6 +43,11 @@ class ModelParts:
     def visual_ids(self) -> tuple[int, ...]:
         """Token ids that stand for visual tokens."""
         return tuple(sorted({number for ids in self.visual_kinds.values() for number in ids}))
+
+    @cached_property
+    def norm_inside(self) -> bool:
+        """Whether the final norm is a module of the decoder."""
+        return any(module is self.norm for module in self.decoder.modules())
 
     @property
     def depth(self) -> int:

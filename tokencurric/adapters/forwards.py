@@ -47,6 +47,7 @@ class Forward:
         request: what this thread alone asked for; None takes what holds for all threads.
         record: of the latest prompt.
         decoding: of a call after a compressed prompt, where layers cannot carry it.
+        call: call of the decoder under way, of models with an adapter.
         seen: what the roots were called with.
         features: what the model made of its images, and of its videos.
         tap: listens to a layer, and has not read yet.
@@ -56,6 +57,7 @@ class Forward:
     request: "Request | None" = None
     record: "Record | None" = None
     decoding: Decoding | None = None
+    call: "Call | None" = None
     seen: dict[str, Any] = field(default_factory=dict)
     features: dict[str, Any] = field(default_factory=dict)
     tap: "Tap | None" = None

@@ -1,6 +1,5 @@
 """What the hooks have to know about a model that is not from transformers, as its `ModelAdapter` says it."""
 
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -11,9 +10,11 @@ from torch import Tensor, nn
 
 from tokencurric.adapters.adapter import ModelAdapter
 from tokencurric.adapters.after_head import refuse_changed_output
+from tokencurric.adapters.caches import Caches, as_it_was, says
 from tokencurric.adapters.decoding import CachePlan, held_slots, positions_of
 from tokencurric.adapters.deepstack import Deepstack
 from tokencurric.adapters.discovery import ModelParts, inner_layer, unwrap
+from tokencurric.adapters.layer_arguments import checked_masks, gather_aligned, looks_aligned, named_arguments
 from tokencurric.adapters.layout import Layout
 from tokencurric.adapters.seam import Call
 from tokencurric.adapters.stretch import Shortened
@@ -49,47 +50,71 @@ class HandwrittenSeam:
         base = outer.get_base_model() if hasattr(outer, "get_base_model") else outer
         self.adapter = adapter(base)
         missing = [name for name in ("model", "layers", "norm", "head") if not hasattr(self.adapter, name)]
-        missing += [name for name in ("visual_mask", "mask_arguments") if not _says(self.adapter, name)]
-        if _says(self.adapter, "cache") and not _says(self.adapter, "cached"):
-            missing.append("cached")
+        missing += [name for name in ("mask_arguments",) if not says(self.adapter, name)]
+        keeps = says(self.adapter, "cache") or says(self.adapter, "returned_cache")
+        missing += [name for name in ("cache", "cached") if keeps and not says(self.adapter, name)]
         if missing or not isinstance(self.adapter.layers, nn.ModuleList):
             raise UnsupportedModelError(
-                f"{type(self.adapter).__name__} needs to say what the model's parts are, which tokens are visual and "
-                f"how a mask is handed over; got one without {missing or 'a ModuleList as layers'}. Set model, layers, "
-                "norm and head, and override visual_mask and mask_arguments, and with cache also cached."
+                f"{type(self.adapter).__name__} needs to name the model's parts and hand over masks; got one without "
+                f"{missing or 'a ModuleList as layers'}.\nHint: set model, layers, norm and head, override "
+                "mask_arguments, and for answers after a prompt cache and cached."
             )
-        head = self.adapter.head
-        self.parts = ModelParts(base, (base,), base, self.adapter.layers, self.adapter.norm, head, {})
-        self.end: nn.Module = self.adapter.norm
+        decoder = self.adapter.model if self.adapter.decoder is None else self.adapter.decoder
+        self._refuse_strangers(base, decoder)
+        head, layers, norm = self.adapter.head, self.adapter.layers, self.adapter.norm
+        self.parts = ModelParts(self.adapter.model, (self.adapter.model,), decoder, layers, norm, head, {})
+        self.end: nn.Module = norm
+        self.caches = Caches(self.adapter, len(layers))
         self._looked = False
 
     def seen(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """The arguments by name."""
-        return _named(module, args, kwargs)
+        return named_arguments(module, args, kwargs)
 
-    def read(self, seen: Mapping[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
-        """The call, as the adapter sees it."""
-        cache = self.adapter.cache(seen)
-        past = 0 if cache is None else int(self.adapter.cached(cache, 0))
-        visual = self.adapter.visual_mask(seen)
+    def read(
+        self,
+        seen: Mapping[str, Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        visual: Tensor | None = None,
+    ) -> Call:
+        """The call, as the adapter reads it from the arguments of the model, and of a decoder that has its own."""
+        inputs = {**(named_arguments(self.parts.decoder, args, kwargs) if args or kwargs else {}), **seen}
+        found = None
+        cache, past = self.caches.find(inputs)
+        if visual is None and says(self.adapter, "visual_mask"):
+            found = self.adapter.visual_mask(inputs)
         if past:
-            several = visual.shape[1] > 1
-            if several and bool(visual.any()):
-                return Call(cache=cache, past=past, pictures="visual tokens")
-            padding = self.adapter.padding_mask(seen) if several else None
-            if padding is not None and not bool(padding.all()):
-                raise StateError(
-                    f"{type(self.adapter).__name__} cannot go on with padded rows: layers that hold fewer tokens would "
-                    "take padding after the prompt for tokens. Go on with rows of one length, or each by itself."
-                )
-            return Call(cache=cache, past=past)
+            later = found is not None and found.shape[1] > 1 and bool(found.any())
+            plan = self.caches.plan(cache)
+            return Call(
+                cache=cache,
+                past=past,
+                pictures="visual tokens" if later else None,
+                plan=plan if plan.cuts else None,
+                inputs=inputs,
+            )
+        self.caches.refuse_hidden(found if visual is None else visual)
         return Call(
-            visual=visual,
-            real=self.adapter.padding_mask(seen),
-            ids=self.adapter.token_ids(seen),
+            visual=found,
+            real=self.adapter.padding_mask(inputs),
+            ids=self.adapter.token_ids(inputs),
             labels=seen.get("labels"),
             cache=cache,
+            inputs=inputs,
         )
+
+    def leave(self, call: Call, output: Any, plan: CachePlan) -> None:
+        """See `Caches.leave`."""
+        self.caches.leave(call, output, plan)
+
+    def refuse_left(self, arguments: dict[str, Any]) -> None:
+        """See `Caches.refuse_unnamed`."""
+        self.caches.refuse_unnamed(arguments)
+
+    def layer_left(self, output: Any, shortened: Shortened) -> None:
+        """See `Caches.mark`."""
+        self.caches.mark(output, shortened.selection.short)
 
     def enter(self, kwargs: dict[str, Any]) -> tuple[dict[str, Any], Deepstack | None]:
         """The decoder's arguments as they are."""
@@ -112,7 +137,7 @@ class HandwrittenSeam:
         self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Tensor, dict[str, Any]]:
         """Hidden states that a layer is called with, and its other arguments by name."""
-        named = _named(inner_layer(layer), args, kwargs)
+        named = named_arguments(inner_layer(layer), args, kwargs)
         first = next(iter(named))
         return named.pop(first), named
 
@@ -125,24 +150,19 @@ class HandwrittenSeam:
             return self._sees(at, at, selection.valid.to(hidden.device))
 
         sees = shortened.once(selection.index, rule, hidden.device)
-        masks = self.adapter.mask_arguments(sees, hidden, arguments)
-        if not masks and not shortened.dense:
-            raise UnsupportedModelError(
-                f"{type(self.adapter).__name__}.mask_arguments returned no mask for rows that keep different numbers "
-                "of tokens. What fills the shorter ones would be taken for tokens. Return the argument that carries a "
-                "mask."
-            )
+        masks = checked_masks(self.adapter, sees, hidden, arguments, shortened)
         for name, value in arguments.items():
             if name in masks:
                 continue
             if name in self.adapter.aligned:
-                gather = partial(_gather, selection=selection, axis=self.adapter.aligned[name])
+                gather = partial(gather_aligned, selection=selection, axis=self.adapter.aligned[name])
                 new[name] = shortened.once(value, gather, name)
-            elif any(selection.length in each.shape[:3] for each in _tensors(value)):
+            elif name not in self.adapter.caches and looks_aligned(value, selection.length):
                 raise UnsupportedModelError(
                     f"{type(self.parts.base).__name__} passes {name} to its layers, which looks aligned with the "
                     f"sequence of {selection.length} tokens. Left as it is, it would be wrong. Name it in "
-                    f"{type(self.adapter).__name__}.aligned with its axis of tokens, or return it from mask_arguments."
+                    f"{type(self.adapter).__name__}.aligned with its axis of tokens, in caches if it is a cache, or "
+                    "return it from mask_arguments."
                 )
         unknown = sorted(self.adapter.aligned.keys() - arguments.keys())
         if unknown:
@@ -156,6 +176,8 @@ class HandwrittenSeam:
         self, number: int, arguments: dict[str, Any], hidden: Tensor, plan: CachePlan, call: Call
     ) -> dict[str, Any]:
         """A layer's arguments for tokens after a compressed prompt."""
+        if number == 0:
+            self._refuse_unlike(plan.cuts[0][1].selection, hidden, call)
         shortened = plan.at(number)
         if shortened is None:
             return arguments
@@ -165,7 +187,7 @@ class HandwrittenSeam:
         query = torch.arange(new_tokens, device=hidden.device)[None] + have
         visible = held_slots(selection, key, have + new_tokens)
         sees = self._sees(positions_of(selection, query), positions_of(selection, key), visible)
-        return arguments | self.adapter.mask_arguments(sees, hidden, arguments)
+        return arguments | checked_masks(self.adapter, sees, hidden, arguments, shortened)
 
     def listen(
         self, layer: nn.Module, hidden: Tensor, arguments: dict[str, Any], layout: Layout, shortened: Shortened | None
@@ -189,8 +211,8 @@ class HandwrittenSeam:
         return _Read(Tapped(attention_row(query, key, here, sees), key))
 
     def without_cache(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        """A layer's arguments as they are: training has no cache."""
-        return arguments
+        """A layer's arguments as they are before it runs: a model may make a cache in training too."""
+        return {name: as_it_was(value) for name, value in arguments.items()}
 
     def answer(self, output: Any) -> Tensor:
         """Hidden states after the final norm."""
@@ -209,7 +231,7 @@ class HandwrittenSeam:
 
     def run(self, model: nn.Module, inputs: Mapping[str, Any]) -> Tensor | None:
         """Call the model for its loss."""
-        output = model(**inputs)
+        output = model(**self.adapter.training_inputs(inputs))
         loss: Tensor | None = output["loss"] if isinstance(output, dict) else None
         return loss
 
@@ -249,42 +271,33 @@ class HandwrittenSeam:
         # Fillers see themselves, so that no row of the softmax is empty.
         return (self.adapter.sees(q, k) & visible[:, None, None, :]) | (q == k)
 
-
-def _says(adapter: ModelAdapter, name: str) -> bool:
-    """Whether `adapter` has a method of its own."""
-    return getattr(type(adapter), name, None) not in (None, getattr(ModelAdapter, name))
-
-
-def _named(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Arguments by the names that the module's forward gives them."""
-    signature = inspect.signature(module.forward)
-    named = dict(signature.bind(*args, **kwargs).arguments)
-    for name, parameter in signature.parameters.items():
-        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
-            named |= named.pop(name, {})
-        elif parameter.kind is inspect.Parameter.VAR_POSITIONAL and named.get(name):
-            raise UnsupportedModelError(
-                f"{type(module).__name__}.forward takes *{name}: what these arguments are cannot be told. Give them "
-                "names."
+    def _refuse_unlike(self, selection: Selection, hidden: Tensor, call: Call) -> None:
+        """Raise unless new tokens belong to the rows of the prompt and are no padding."""
+        batch, new_tokens = hidden.shape[:2]
+        if len(selection.index) not in (1, batch):
+            raise StateError(
+                f"The cache holds a compressed prompt of {len(selection.index)} rows; got {batch} rows of new tokens."
+                "\nHint: repeat the rows before the prompt is read, not in the cache."
             )
-    return named
+        padding = self.adapter.padding_mask(call.inputs or {}) if new_tokens > 1 else None
+        if padding is not None and not bool(padding[:, -new_tokens:].all()):
+            raise StateError(
+                f"{type(self.adapter).__name__} cannot go on with padded rows: layers that hold fewer tokens would "
+                "take padding after the prompt for tokens. Go on with rows of one length, or each by itself."
+            )
 
-
-def _tensors(value: Any) -> list[Tensor]:
-    if isinstance(value, tuple | list):
-        return [tensor for each in value for tensor in _tensors(each)]
-    return [value] if isinstance(value, Tensor) else []
-
-
-def _gather(value: Any, selection: Selection, axis: int) -> Any:
-    if isinstance(value, tuple | list):
-        return type(value)(_gather(each, selection, axis) for each in value)
-    if not isinstance(value, Tensor):
-        return value
-    at = axis % value.ndim
-    if at == 0:
-        raise UnsupportedModelError(
-            f"An aligned argument of a layer needs a batch axis before its axis of tokens; got shape "
-            f"{tuple(value.shape)}. Rows keep different tokens. Have the model pass it with an axis of size 1 in front."
-        )
-    return selection.gather(value, at)
+    def _refuse_strangers(self, base: nn.Module, decoder: nn.Module) -> None:
+        """Raise if hooks on the named modules would not run, or would run twice."""
+        name, within = type(self.adapter).__name__, set(base.modules())
+        named = {"model": self.adapter.model, "decoder": decoder, "norm": self.adapter.norm}
+        strange = next((part for part, module in named.items() if module not in within), None)
+        if strange is not None:
+            raise UnsupportedModelError(
+                f"{name}.{strange} is no module of the {type(base).__name__} that is compressed.\nHint: take the "
+                "parts from the model that the adapter is given."
+            )
+        if len(set(self.adapter.layers)) < len(self.adapter.layers):
+            raise UnsupportedModelError(
+                f"{name}.layers holds a layer twice, so one call would count as two layers.\nHint: give each layer a "
+                "module of its own; modules may share parameters."
+            )

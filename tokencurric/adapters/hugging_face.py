@@ -63,26 +63,58 @@ class TransformersSeam:
             found.setdefault("input_ids", args[0])
         return found
 
-    def read(self, seen: Mapping[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+    def read(
+        self,
+        seen: Mapping[str, Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        visual: Tensor | None = None,
+    ) -> Call:
         """The call, from what the roots saw and what the decoder is called with."""
         if len(args) > 1:
             args, kwargs = (), named(self.parts.decoder, args, kwargs)
-        ids, cache = seen.get("input_ids"), CACHE.read(kwargs)
-        embeds: Any = kwargs.get("inputs_embeds", args[0] if args else None)
-        length = ids.shape[1] if embeds is None and ids is not None else None if embeds is None else embeds.shape[1]
+        if args and isinstance(args[0], Tensor):
+            kwargs = {("inputs_embeds" if args[0].is_floating_point() else "input_ids"): args[0], **kwargs}
+        ids: Any = seen.get("input_ids", kwargs.get("input_ids"))
+        cache: Any = CACHE.read(kwargs)
+        embeds: Any = kwargs.get("inputs_embeds")
+        given = embeds if embeds is not None else ids
+        shape = None if given is None else tuple(given.shape[:2])
         pictures = (name for name in seen if name.startswith(VISION) and (isinstance(seen[name], Tensor) or seen[name]))
-        past, mask = 0 if cache is None else int(cache.get_seq_length()), seen.get("attention_mask")
+        past, mask = 0 if cache is None else int(cache.get_seq_length()), _mask_of(seen, kwargs)
+        plan = plan_of(cache)
+        if plan is not None and not past:
+            del cache._tokencurric  # a cache that was reset belongs to another prompt now
+        found = None
+        if visual is None and ids is not None and not past:
+            found = is_visual(ids, self.parts.visual_ids)
+        elif ids is not None and ids.shape != shape:
+            ids = None  # a model that puts images among the embeddings itself has one id for all tokens of an image
+        real = None
+        if shape is not None:
+            real = _padded_later(mask, shape[1], cache) if past else _two_axes(mask, shape[1])
         return Call(
-            visual=None if ids is None or past else is_visual(ids, self.parts.visual_ids),
-            real=None if length is None else _padded_later(mask, length, cache) if past else _two_axes(mask, length),
+            visual=found,
+            real=real,
             ids=ids,
             labels=seen.get("labels"),
-            shape=None if embeds is None else tuple(embeds.shape[:2]),
+            shape=shape,
             cache=cache,
             past=past,
             pictures=next(pictures, None),
-            placed="position_ids" in seen,
+            placed=(seen or kwargs).get("position_ids") is not None,
+            plan=plan if past else None,
+            content=given,
         )
+
+    def leave(self, call: Call, output: Any, plan: CachePlan) -> None:
+        """Nothing: layers get the cache by name, and the plan is noted there as each of them runs."""
+
+    def refuse_left(self, arguments: dict[str, Any]) -> None:
+        """Nothing: a cache is found by its name."""
+
+    def layer_left(self, output: Any, shortened: Shortened) -> None:
+        """Nothing: a cache is found by its name."""
 
     def enter(self, kwargs: dict[str, Any]) -> tuple[dict[str, Any], Deepstack | None]:
         """The decoder's arguments, without features that it would add itself between its layers."""
@@ -263,6 +295,12 @@ def gather_all(value: Any, shortened: Shortened, axis: int) -> Any:
 
 def _each(values: Any, shortened: Shortened, axis: int) -> Any:
     return type(values)(gather_all(value, shortened, axis) for value in values)
+
+
+def _mask_of(seen: Mapping[str, Any], kwargs: Mapping[str, Any]) -> Any:
+    """The attention mask: the decoder's own if it has two axes, since that one is as long as what it is given."""
+    own = kwargs.get("attention_mask")
+    return own if isinstance(own, Tensor) and own.ndim == 2 else seen.get("attention_mask", own)
 
 
 def _two_axes(mask: Any, length: int) -> Tensor | None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tokencurric._transfer import on_device
 from tokencurric.adapters.counted import counted_slots
+from tokencurric.adapters.decoding import CachePlan
 from tokencurric.adapters.deepstack import Deepstack
 from tokencurric.adapters.last_layer import Positions
 from tokencurric.adapters.layout import Layout
@@ -100,7 +101,6 @@ class Record:
     reached: Tensor | None = None
     loss: Tensor | None = None
     shift: Int[Tensor, " batch"] | None = None  # what was subtracted from the positions that the model makes
-    cache: Any = None  # where layers do not get it by name
     through: bool = False  # the last layer has run, and nobody has taken its answer yet
 
     def __post_init__(self) -> None:
@@ -182,6 +182,16 @@ class Record:
             return None
         rows, slots = counted_slots(layout, shortened)
         return Positions(rows.to(slots.device), slots, (batch, width))
+
+    def plan_up_to(self, layer: int | None) -> CachePlan:
+        """What the layers up to `layer` hold of this prompt; None means all layers."""
+        # Without the memo: decoding has no use for the prompt's masks, and the cache lives long.
+        cuts = tuple(
+            (each.layer, replace(each.shortened, memo={}))
+            for each in self.stretches
+            if each.shortened is not None and (layer is None or each.layer <= layer)
+        )
+        return CachePlan(cuts, self.shift)
 
     def fork(self, stretch: Stretch | None) -> "Record":
         """A record of the same forward pass with another selection."""

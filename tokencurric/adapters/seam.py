@@ -28,6 +28,9 @@ class Call:
         cache: what keeps keys and values; None if nothing does. past: positions it stands for already.
         pictures: name of an argument that brings pictures, if there is one.
         placed: whether the caller gave positions.
+        plan: what a compressed prompt left in the cache; None if nothing was dropped there.
+        inputs: what the call brings, by name, where an adapter reads it.
+        content: [batch seq ...] what tells rows apart, token ids or embeddings; None where that is unknown.
     """
 
     visual: Bool[Tensor, "batch seq"] | None = None
@@ -39,6 +42,9 @@ class Call:
     past: int = 0
     pictures: str | None = None
     placed: bool = False
+    plan: CachePlan | None = None
+    inputs: Mapping[str, Any] | None = None
+    content: Tensor | None = None
 
 
 @runtime_checkable
@@ -58,8 +64,39 @@ class Seam(Protocol):
         """What a call of one of the roots brings, by name."""
         ...
 
-    def read(self, seen: Mapping[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
-        """The call, from what the roots saw and what the decoder is called with."""
+    def read(
+        self,
+        seen: Mapping[str, Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        visual: Bool[Tensor, "batch seq"] | None = None,
+    ) -> Call:
+        """The call, from what the roots saw and what the decoder is called with.
+
+        Args:
+            seen: what the roots were called with, by name; empty where the decoder is called by itself.
+            args: positional arguments of the decoder.
+            kwargs: arguments of the decoder by name.
+            visual: [batch seq] visual mask, where the caller gives it; None has it found.
+        """
+        ...
+
+    def leave(self, call: Call, output: Any, plan: CachePlan) -> None:
+        """Note on the cache what a call left in it.
+
+        Args:
+            call: the call.
+            output: output of the decoder.
+            plan: what the layers of the cache hold; without cuts where nothing was dropped.
+        """
+        ...
+
+    def refuse_left(self, arguments: dict[str, Any]) -> None:
+        """Raise if a layer that begins a prompt is given what a compressed call left."""
+        ...
+
+    def layer_left(self, output: Any, shortened: Shortened) -> None:
+        """Look at the output of a short layer, outside of training."""
         ...
 
     def enter(self, kwargs: dict[str, Any]) -> tuple[dict[str, Any], Deepstack | None]:
