@@ -239,15 +239,18 @@ class EPIC:
         """The loss of one micro-batch.
 
         Args:
-            model: wrapped or not. batch: what the model takes, with `labels`, and optionally `row_key` (the samples'
-                numbers). step, total: optimizer steps done and in all. seed: of the training.
+            model: wrapped or not.
+            batch: what the model takes, with `labels`, and optionally `row_key` ([batch] numbers of the samples) and
+                `visual_mask` ([batch seq] True at visual tokens), which the model is not called with. With a mask,
+                `labels` and it cover the decoder's sequence, and no token id has to tell which tokens are visual.
+            step, total: optimizer steps done and in all. seed: of the training.
             num_items: supervised tokens of the whole accumulated batch, on all ranks; None divides by this batch's.
 
         Returns:
             A loss that is a sum over supervised tokens divided by `num_items`, so that micro-batches add up.
 
         Raises:
-            StateError: the batch has no labels or input_ids.
+            StateError: the batch has no labels, or neither input_ids nor visual_mask.
             MissingSignalError: the stage's layer lacks a signal.
             RangeError: the loss is NaN or infinite, or that of an earlier call was; see `check_losses`.
         """
@@ -289,8 +292,10 @@ class EPIC:
             (Cut(layer, Ratio(ratio)),),
             stage.seed,
             layout=layout,
+            visual=call.visual if layout is None else None,
+            labels=batch["labels"] if layout is None else None,
             row_key=batch.get("row_key"),
-            ghost=seam.ghost(inputs),
+            ghost=_ghost(seam, inputs, call, layout),
             predictors_only=self.feature_weight == 0,
         )
         distils = (stage.distils or (stage.compresses and self._teacher is not None)) and self._compares
@@ -384,9 +389,11 @@ class EPIC:
         if teacher is not None and isinstance(module, nn.Module):
             teacher.refuse_nesting()
             teacher.seam.refuse_changed_output(module, inputs)
-            same = bool(teacher.parts.visual_ids) and teacher.parts.visual_ids == attachment.parts.visual_ids
-            refuse_other_tokens(call, teacher.seam, inputs, known=same)
-            theirs, outside = replace(theirs, ghost=teacher.seam.ghost(inputs)), autocast_of(module)
+            kinds = teacher.parts.visual_kinds
+            same = any(kinds.values()) and kinds == attachment.parts.visual_kinds
+            refuse_other_tokens(call, teacher.seam, inputs, known=same or request.layout is None)
+            ghost = _ghost(teacher.seam, inputs, call, request.layout)
+            theirs, outside = replace(theirs, ghost=ghost), autocast_of(module)
 
             def teach(record: Record) -> TeacherSide:
                 with outside:
@@ -476,13 +483,24 @@ def _runs_compiled(model: Any) -> bool:
     return isinstance(model, nn.Module) and any(map(runs_compiled, model.modules()))
 
 
-def _prepare(batch: Mapping[str, Any], seam: Seam) -> tuple[dict[str, Any], Call, Layout]:
-    """What the model sees, without labels, how it reads that, and the layout of the batch."""
-    inputs = {name: value for name, value in batch.items() if name not in ("labels", "row_key")}
-    call = seam.read(inputs, (), {}) if batch.get("labels") is not None else None
+def _prepare(batch: Mapping[str, Any], seam: Seam) -> tuple[dict[str, Any], Call, Layout | None]:
+    """What the model is called with, how it reads that, and the layout; with a visual mask the forward makes that."""
+    inputs = {name: value for name, value in batch.items() if name not in ("labels", "row_key", "visual_mask")}
+    visual, labels = batch.get("visual_mask"), batch.get("labels")
+    if visual is not None and labels is not None:
+        # Padding is read from what the decoder is given: the model may put images among the embeddings itself.
+        return inputs, Call(visual=visual.bool()), None
+    call = seam.read(inputs, (), {}) if labels is not None else None
     if call is None or call.visual is None:
         raise StateError(
             f"EPIC needs input_ids and labels in the batch; got {sorted(batch)}. It makes the loss itself, from the "
-            "positions that predict a label. Pass what tokencurric.data.ConversationCollator returns."
+            "positions that predict a label. Pass what tokencurric.data.ConversationCollator returns, or, with "
+            "inputs_embeds, visual_mask: True at visual tokens."
         )
     return inputs, call, lay_out(call.visual, call.real, labels=batch["labels"])
+
+
+def _ghost(seam: Seam, inputs: Mapping[str, Any], call: Call, layout: Layout | None) -> Callable[[], Tensor] | None:
+    """See `Seam.ghost`; None where a visual mask shows images, under whatever name they come."""
+    shown = layout is None and call.visual is not None and bool(call.visual.any())
+    return None if shown else seam.ghost(inputs)

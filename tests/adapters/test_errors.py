@@ -18,6 +18,7 @@ from tokencurric.adapters.hugging_face import TransformersSeam
 from tokencurric.adapters.layout import lay_out
 from tokencurric.adapters.record import Record, Request
 from tokencurric.compressors import Tags
+from tokencurric.curriculum import constant
 from tokencurric.errors import (
     MissingDependencyError,
     MissingSignalError,
@@ -347,7 +348,6 @@ def fsdp1():
         (qwen3_5, "Qwen3_5ForConditionalGeneration .*: it has layers of kind linear_attention"),
         (florence2, "Florence2ForConditionalGeneration .*: it is an encoder-decoder"),
         (lambda: with_config(num_kv_shared_layers=2), ": its upper layers share keys and values of lower ones"),
-        (text_only, "LlamaForCausalLM names no visual token in its config .looked for image_token_id"),
         (without_norm, "LlavaForConditionalGeneration has no final norm beside its decoder layers"),
         (lambda: nn.Linear(2, 2), "Linear has no decoder layers to drop tokens in"),
         (fsdp1, r"FullyShardedDataParallel \(FSDP1\) hides the layers from hooks"),
@@ -356,6 +356,15 @@ def fsdp1():
 def test_models_that_are_refused_by_name(make, text):
     with pytest.raises(UnsupportedModelError, match=text), compress(make(), Uniform(), keep=4):
         pass
+
+
+def test_a_config_without_a_visual_token_is_refused_with_the_first_ids():
+    model, ids = text_only().to_empty(device="cpu"), torch.ones(1, 4, dtype=torch.long)
+    text = r"LlamaForCausalLM names no visual token in its config \(looked for image_token_id.*\nHint: pass visual_mask"
+    with compress(model, Uniform(), keep=4, layer=1), pytest.raises(UnsupportedModelError, match=text):
+        model(input_ids=ids)
+    with pytest.raises(UnsupportedModelError, match=text):
+        EPIC(Uniform(), constant(0.5, layer=1))(model, {"input_ids": ids, "labels": ids}, step=0, total=1)
 
 
 def test_layers_without_self_attention(model):

@@ -69,8 +69,9 @@ In every comparison a control shows that dropping tokens changes the answer. A d
 By an error that says why:
 
 - models whose layers read vision by cross-attention (Mllama), with linear-attention layers (Qwen3.5), whose upper
-  layers share keys and values of lower ones (as in Gemma 3n), encoder-decoders (Florence-2), and models whose
-  configuration names no visual token;
+  layers share keys and values of lower ones (as in Gemma 3n), and encoder-decoders (Florence-2);
+- calls from which visual tokens cannot be told: the configuration names none, or there are no ids, and
+  `visual_mask=` is not given ({{doc}}`your_own_model`);
 - decoders that take, or hand to their layers, an unknown tensor as long as the sequence (Gemma 4, Ernie 4.5 VL MoE);
 - `flex_attention` in the decoder, whose block masks cannot be shortened;
 - compressors that need attention or keys, where an attention module hands its attention function an unknown argument;

@@ -18,6 +18,7 @@ from tokencurric.adapters.last_layer import LastLayer
 from tokencurric.adapters.layout import Layout, lay_out
 from tokencurric.adapters.pictures import lengths_of, numbered
 from tokencurric.adapters.record import Carrier, Record, Request
+from tokencurric.adapters.repeated import for_rows_of
 from tokencurric.adapters.row_keys import content_keys
 from tokencurric.adapters.seam import Call, Seam
 from tokencurric.adapters.stretch import Stretch
@@ -225,7 +226,7 @@ class Attachment:
     def _begin(self, request: Request, call: Call, features: dict[str, Any], deepstack: Deepstack | None) -> Record:
         self.forwards.refuse_company()
         self.settle()
-        layout = request.layout
+        request, layout = for_rows_of(call, request), request.layout
         if layout is None:
             layout = self._lay_out(request, call, features)
         if call.shape is not None and call.shape != tuple(layout.visual.shape):
@@ -257,7 +258,10 @@ class Attachment:
             config = getattr(self.parts.base, "config", None)
             lengths = {kind: lengths_of(each, config) for kind, each in features.items()}
             groups = numbered(call.ids, visual, lengths, self.parts.visual_kinds)
-        return lay_out(visual, call.real, labels=call.labels, query=request.query, groups=groups, prompt=prompt)
+        labels = call.labels if request.labels is None else request.labels
+        if labels is not None and request.query is not None and labels.shape != visual.shape:
+            labels = None  # of a sequence without its images; they would only tell the query
+        return lay_out(visual, call.real, labels=labels, query=request.query, groups=groups, prompt=prompt)
 
     def _after_end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         now = self.forwards.now

@@ -73,10 +73,12 @@ def compress(
             counts as one is what the model's vision tower is given as one: where a processor cuts images into tiles
             (InternVL, Aya Vision, Gemma 3) or videos into frames (Video-LLaVA), that is a tile or a frame.
         query: [batch] index of the last prompt token per row, whose attention is read; None means the prompt's end.
-        visual_mask: [batch seq] True at visual tokens, for calls with `inputs_embeds` only.
+        visual_mask: [batch seq] True at visual tokens of the first call on a cache, padding included. Needed where ids
+            do not tell: calls with `inputs_embeds`, configs without an image token, decoders that are called directly.
         groups: [batch seq] number that is the same within an image, for per="image" where the model does not tell its
             images apart, or where frames shall count as images.
-        row_key: [batch] numbers of the samples, for compressors that draw; None takes a hash of each row's prompt.
+        row_key: [batch] numbers of the samples, for compressors that draw; None takes a hash of each row's prompt, or
+            of its length alone in a call with `inputs_embeds`.
         prompt_length: positions per row, padding included, that are its prompt: one int, or one per row. What comes
             after is an answer, which no choice depends on. Inside of `generate` it is known and this is not read.
         seed: passed to the compressor.

@@ -41,7 +41,17 @@ class ModelParts:
 
     @property
     def visual_ids(self) -> tuple[int, ...]:
-        """Token ids that stand for visual tokens."""
+        """Token ids that stand for visual tokens.
+
+        Raises:
+            UnsupportedModelError: the config names none. Only a caller who does not give a visual mask needs them.
+        """
+        if not any(self.visual_kinds.values()):
+            looked = ", ".join(name for fields in _VISUAL_IDS.values() for name in fields)
+            raise UnsupportedModelError(
+                f"{type(self.base).__name__} names no visual token in its config (looked for {looked}).\nHint: pass "
+                "visual_mask, True at visual tokens: to compress(...), or to EPIC in the batch."
+            )
         return tuple(sorted({number for ids in self.visual_kinds.values() for number in ids}))
 
     @cached_property
@@ -80,12 +90,6 @@ def find_parts(model: nn.Module) -> ModelParts:
         kind: tuple(sorted({value for each in fields if isinstance(value := getattr(config, each, None), int)}))
         for kind, fields in _VISUAL_IDS.items()
     }
-    if not any(kinds.values()):
-        looked = ", ".join(name for fields in _VISUAL_IDS.values() for name in fields)
-        raise UnsupportedModelError(
-            f"{name} names no visual token in its config (looked for {looked}). Which tokens are visual cannot be "
-            f"told. {_SUPPORTED}"
-        )
     inner = getattr(base, "model", None)
     roots = tuple(
         dict.fromkeys((outer, base, *([inner] if isinstance(inner, nn.Module) and inner is not decoder else [])))

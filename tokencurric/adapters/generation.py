@@ -6,6 +6,7 @@ from functools import wraps
 from typing import Any
 
 from torch import Tensor
+from transformers import GenerationMixin
 
 from tokencurric.adapters.attachment import Attachment
 from tokencurric.adapters.compiled import is_compiled
@@ -31,21 +32,27 @@ def watch_generate(attachment: Attachment) -> None:
 
 def _from_its_prompt(attachment: Attachment, generate: Callable[..., Any]) -> Any:
     signature = inspect.signature(generate)
+    overridden = getattr(type(attachment.parts.base), "generate", None) is not GenerationMixin.generate
 
     @wraps(generate)
     def generating(*args: Any, **kwargs: Any) -> Any:
         given = signature.bind_partial(*args, **kwargs).arguments
         given |= {name: value for each in given.values() if isinstance(each, dict) for name, value in each.items()}
         _refuse_chunks(attachment, given)
-        with attachment.forwards.generating(_prompt_length(given)):
+        with attachment.forwards.generating(_prompt_length(given, ids=not overridden)):
             return generate(*args, **kwargs)
 
     return generating
 
 
-def _prompt_length(given: dict[str, Any]) -> int | None:
-    """Length of the sequence that the first forward gets."""
-    prompts = (given.get(name) for name in ("inputs_embeds", "input_ids", "inputs"))
+def _prompt_length(given: dict[str, Any], *, ids: bool) -> int | None:
+    """Length of the sequence that the first forward gets.
+
+    Args:
+        given: arguments of `generate` by name.
+        ids: whether token ids tell it; a class with a `generate` of its own may put more embeddings in their place.
+    """
+    prompts = (given.get(name) for name in ("inputs_embeds", *(("input_ids", "inputs") if ids else ())))
     return next((each.shape[1] for each in prompts if isinstance(each, Tensor) and each.ndim >= 2), None)
 
 

@@ -36,6 +36,7 @@ class Request:
         compressor: decides. cuts: how many tokens stay from which layers on. seed: of the compressor.
         layout: of the batch, if it is known; None has it made from what the model is called with.
         visual, query: the visual mask and the query positions, where the caller gives them.
+        labels: [batch seq] what is to be learnt, where the caller gives it beside a visual mask.
         row_key: the samples' numbers; None takes a hash of each row's prompt.
         prompt: length of each row's prompt in positions, padding included, where an answer comes with it.
         pictures: whether budgets are of each picture. groups: which tokens are a picture, where the caller says so.
@@ -56,6 +57,7 @@ class Request:
     layout: Layout | None = None
     visual: Bool[Tensor, "batch seq"] | None = None
     query: Int[Tensor, " batch"] | None = None
+    labels: Int[Tensor, "batch seq"] | None = None
     row_key: Int[Tensor, " batch"] | None = None
     prompt: int | Int[Tensor, " batch"] | None = None
     pictures: bool = False
