@@ -155,3 +155,13 @@ def test_a_plain_forward_beside_a_training_step_is_plain(model):
         objective.detach()
     assert torch.equal(beside, plain)
     torch.testing.assert_close(found[0], expected, rtol=0, atol=0)
+
+
+def test_a_decoder_called_by_itself_takes_nothing_from_a_call_that_broke_off(model):
+    batch = tiny_batch(RAGGED)
+    embeds = model.get_input_embeddings()(batch["input_ids"])
+    with torch.no_grad(), compress(model, FastV(), keep=5, layer=2):
+        with pytest.raises(ValueError, match="features and image tokens"):
+            model(**batch | {"pixel_values": batch["pixel_values"].repeat(2, 1, 1, 1)})
+        with pytest.raises(StateError, match="which tokens are visual"):
+            model.get_decoder()(inputs_embeds=embeds, attention_mask=batch["attention_mask"])

@@ -54,7 +54,7 @@ class Attachment:
             traces.before(root, self._before_root, with_kwargs=True)
             # First in line, so that wrappers such as FSDP2 see the loss among the root's outputs.
             traces.after(root, self._after_root, prepend=True)
-            traces.after(root, self._root_ended, always_call=True)
+            traces.after(root, self._root_ended)
         # First in line too, so that a ghost's weights are asked for where a picture's are: before the decoder's.
         first = parts.decoder not in parts.roots  # else what the root's hook sees has to come before
         traces.before(parts.decoder, self._before_decoder, prepend=first, with_kwargs=True)
@@ -168,6 +168,8 @@ class Attachment:
             return None
         self.settle()
         now = self.forwards.now
+        if not self.forwards.in_root():
+            now.seen = {}  # of a call that broke off
         seen, now.seen = now.seen, {}
         features = {**(seen.get("mm_encoder_outputs") or {}), **now.features}  # `generate` makes them beforehand
         now.features = {}

@@ -77,7 +77,8 @@ class Forwards:
 
     def __init__(self, parts: ModelParts, *, compiled: bool) -> None:
         self.compiled = compiled
-        self._modules = frozenset((*parts.roots, parts.decoder))
+        self._roots = frozenset(parts.roots)
+        self._modules = self._roots | {parts.decoder}
         self._shared = Forward()
         self._own = threading.local()
         self._states = WeakSet([self._shared])  # those of threads that live
@@ -161,11 +162,19 @@ class Forwards:
             return False
         stacks = sys._current_frames()
         del stacks[get_ident()]
-        return bool(self._generating & stacks.keys()) or any(map(self._calls, stacks.values()))
+        return bool(self._generating & stacks.keys()) or any(_calls(frame, self._modules) for frame in stacks.values())
 
-    def _calls(self, frame: FrameType | None) -> bool:
-        while frame is not None:
-            if frame.f_code is _CALL and frame.f_locals.get("self") in self._modules:
-                return True
-            frame = frame.f_back
-        return False
+    def in_root(self) -> bool:
+        """Whether this thread is in a call of a root; where code is compiled that is taken for granted."""
+        if self.compiled or torch.compiler.is_compiling():
+            return True
+        return _calls(sys._getframe(), self._roots)
+
+
+def _calls(frame: FrameType | None, modules: frozenset[nn.Module]) -> bool:
+    """Whether one of `modules` is called in `frame` or around it."""
+    while frame is not None:
+        if frame.f_code is _CALL and frame.f_locals.get("self") in modules:
+            return True
+        frame = frame.f_back
+    return False
