@@ -21,6 +21,7 @@ from tokencurric.adapters.record import Carrier, Record, Request
 from tokencurric.adapters.repeated import for_rows_of
 from tokencurric.adapters.row_keys import content_keys
 from tokencurric.adapters.seam import Call, Seam
+from tokencurric.adapters.short_caches import ShortCaches
 from tokencurric.adapters.stretch import Stretch
 from tokencurric.adapters.traces import Traces
 from tokencurric.errors import ShapeError, StateError, UnsupportedModelError
@@ -43,6 +44,7 @@ class Attachment:
         self.everywhere: Request | None = None  # of all threads
         self.forwards = Forwards(self.parts, compiled=compiled)
         self.traces = Traces()
+        self._caches = ShortCaches()
         self._records = WeakTensorKeyDictionary()  # where layers cannot carry one: by what each layer was given
         parts, traces = self.parts, self.traces
         self.refuse_nesting()
@@ -112,6 +114,7 @@ class Attachment:
         for tap in self.forwards.armed():
             tap.close()  # also those of other threads, whose forwards broke off
         self.traces.remove()
+        self._caches.close()
         self.everywhere = None
         self.forwards = Forwards(self.parts, compiled=self.forwards.compiled)
         self._records.clear()
@@ -218,6 +221,8 @@ class Attachment:
         plan = call.plan
         if plan is None:
             return None
+        if self.seam.carries and not torch.compiler.is_compiling():
+            self._caches.take(call.cache)
         decoding, kwargs = Decoding(plan, call), self.seam.go_on(plan, call, kwargs)
         if self.seam.carries:
             return args, {**kwargs, self._key: decoding}
@@ -400,6 +405,7 @@ class Attachment:
             return
         try:
             cache._tokencurric = record.plan_up_to(number)
+            self._caches.take(cache)
         except AttributeError as error:
             raise StateError(
                 f"compress needs a cache that takes an attribute; got a {type(cache).__name__}. What was dropped is "

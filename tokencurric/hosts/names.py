@@ -111,6 +111,7 @@ _ATTRIBUTES = (
     # Of caches
     Attribute("get_seq_length", (*_CACHES, *_CACHE_LAYERS)),
     Attribute("get_mask_sizes", _CACHES),
+    Attribute("update", _CACHES),
     Attribute("is_compileable", _CACHES),
     Attribute("is_sliding", _CACHE_LAYERS),
     Attribute("keys", _CACHE_LAYERS),
