@@ -4,34 +4,34 @@ import copy
 import functools
 import inspect
 import re
-import zlib
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from hypothesis import HealthCheck, Phase, given, seed, settings
-from hypothesis.errors import FlakyFailure, Unsatisfiable
+from hypothesis import settings
 from hypothesis.strategies import SearchStrategy
 
 from tokencurric.errors import TokencurricError
+from tokencurric.testing.raised import Raised
+from tokencurric.testing.search import Broken as Broken
+from tokencurric.testing.search import Search
 
 
 class LawError(TokencurricError, AssertionError):
     """A law does not hold; the message has its name, its sentence and the smallest case found.
 
     Args:
-        message: what is said. case: the smallest case found, to try by hand: `case.view()`, `case.budget()`.
+        message: what is said.
+        case: the smallest case found, to try by hand: `case.view()`, `case.budget()`.
+        raised: where the subject raised, if an exception is how it broke the law.
     """
 
-    def __init__(self, message: str, case: Any = None) -> None:
+    def __init__(self, message: str, case: Any = None, raised: Raised | None = None) -> None:
         super().__init__(message)
-        self.case = case
-
-
-class Broken(Exception):
-    """What the body of a law saw. The runner adds the law and the case."""
+        self.case, self.raised = case, raised
 
 
 @dataclass(frozen=True)
@@ -64,44 +64,37 @@ class Check:
 
         Raises:
             LawError: a case breaks the law; the smallest one found is in the message.
+
+        Warns:
+            UserWarning: the search ended before all cases were tried, for time was up or most could not be judged.
+        """
+        search = self.examine(subject, examples=examples)
+        if search is not None and search.cut:
+            warnings.warn(f"`{self.name}` was tried on {told_cut(search)}, for {name_of(subject)}.", stacklevel=2)
+
+    def examine(self, subject: Any, *, examples: int | None = None, known: Collection[Raised] = ()) -> Search | None:
+        """Try the law on `subject`, and return how far that went.
+
+        Args:
+            subject: what is checked.
+            examples: as for a call.
+            known: exceptions that were reported before: no smaller case is looked for where one of them is met.
+
+        Returns:
+            The search; None if the law is not claimed.
+
+        Raises:
+            LawError: as a call.
         """
         prepared = self.prepare(subject)
         if not self.applies(prepared):
-            return
-        tried: list[Any] = []
-
-        # One seed a check: the verdict on the same code is the same in every run, and nothing is written to disk.
-        @seed(zlib.crc32(self.name.encode()))
-        @settings(
-            settings.default,
-            max_examples=self._examples(examples),
-            database=None,
-            deadline=None,
-            derandomize=False,
-            print_blob=False,
-            phases=[phase for phase in settings().phases if phase in (Phase.generate, Phase.shrink)],
-            report_multiple_bugs=False,
-            suppress_health_check=list(HealthCheck),
-        )
-        @given(self.cases(prepared))
-        def holds(case: Any) -> None:
-            tried[:] = [case]
-            torch.default_generator.manual_seed(0)  # what draws from the process' generator shall at least shrink
-            self.body(fresh(prepared), case)
-
+            return None
+        search = Search(self._examples(examples), prepared, known)
         with _process_as_it_was():
-            try:
-                holds()
-            except Broken as broken:
-                raise self._error(subject, str(broken), tried) from None
-            except Unsatisfiable:
-                seen = "No case could be judged: in each the answer hung on differences as small as rounding."
-                raise self._error(subject, seen, tried) from None
-            except FlakyFailure:
-                seen = "The same call gave different answers when it was repeated."
-                raise self._error(subject, seen, tried) from None
-            except Exception as error:
-                raise self._error(subject, f"It raised {_short(error)}", tried) from error
+            search.run(self.name, self.cases(prepared), lambda case: self.body(fresh(prepared), case))
+        if search.seen is not None:
+            raise self._error(subject, search)
+        return search
 
     def claimed_by(self, subject: Any) -> bool:
         """Whether `subject` claims the law, by its tags or by what it is."""
@@ -111,12 +104,18 @@ class Check:
         wanted = settings.default.max_examples if asked is None and settings.default else asked
         return min(limit for limit in (wanted, self.most) if limit is not None)
 
-    def _error(self, subject: Any, seen: str, tried: list[Any]) -> LawError:
-        lines = [f"{name_of(subject)} breaks `{self.name}`: {self.law}", *_indented(seen)]
-        for case in tried:
-            told = case.told(self.prepare(subject)) if hasattr(case, "told") else f"case: {case!r}"
-            lines += _indented(told)
-        return LawError("\n".join(lines), *tried)
+    def _error(self, subject: Any, search: Search) -> LawError:
+        lines = [f"{name_of(subject)} breaks `{self.name}`: {self.law}", *_indented(search.seen or "")]
+        if search.case is not None:
+            case = search.case
+            lines += _indented(case.told(search.subject) if hasattr(case, "told") else f"case: {case!r}")
+        return LawError("\n".join(lines), search.case, search.raised)
+
+
+def told_cut(search: Search) -> str:
+    """How far a search came that ended early."""
+    others = f"; {search.undecided} others hung on rounding" if search.undecided else ""
+    return f"{search.tried} of {search.examples} cases{others}"
 
 
 @contextmanager
@@ -152,10 +151,13 @@ def fresh(subject: Any) -> Any:
         return subject
 
 
-def _short(error: Exception) -> str:
-    text = f"{type(error).__name__}: {error}".strip()
-    return text if len(text) <= 600 else text[:600] + " ..."
+_MANY = re.compile(r"\[(?:\d+, ){16,}\d+\]")
+
+
+def _elided(numbers: re.Match[str]) -> str:
+    each = numbers.group()[1:-1].split(", ")
+    return f"[{', '.join(each[:6])}, ..., {', '.join(each[-3:])}] ({len(each)} numbers)"
 
 
 def _indented(text: str) -> list[str]:
-    return ["    " + line for line in text.splitlines()]
+    return ["    " + _MANY.sub(_elided, line) for line in text.splitlines()]

@@ -1,11 +1,12 @@
 """Running all checks on one subject, in a notebook, a script or under pytest."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from tokencurric.errors import RangeError
-from tokencurric.testing.check import Check, LawError, name_of
+from tokencurric.testing.check import Check, LawError, name_of, told_cut
+from tokencurric.testing.raised import Raised
 from tokencurric.testing.subjects import compressor_checks, divergence_checks, model_checks, schedule_checks
 
 
@@ -14,8 +15,13 @@ class Report:
     """What the checks found. Its `repr` is meant to be read.
 
     Args:
-        subject: `repr` of what was checked. passed, unclaimed: names. expected: name to reason.
+        subject: `repr` of what was checked.
+        passed: names of laws that hold.
+        unclaimed: names of laws that its tags do not claim.
+        expected: name to reason.
         failed: name to what was found.
+        alike: name of a failed law to an earlier one that met the same exception.
+        cut: name of a law that holds to how many cases were judged, if the search ended before all were.
     """
 
     subject: str
@@ -23,14 +29,20 @@ class Report:
     unclaimed: tuple[str, ...]
     expected: Mapping[str, str]
     failed: Mapping[str, str]
+    alike: Mapping[str, str] = field(default_factory=dict)
+    cut: Mapping[str, str] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         head = f"{self.subject}: {len(self.passed)} laws hold, {len(self.failed)} broken"
-        lines = [head, *(f"  ok        {name}" for name in self.passed)]
+        lines = [head, *(f"  ok        {name}" + self._note(name, self.cut) for name in self.passed)]
         lines += [f"  expected  {name}: {reason}" for name, reason in self.expected.items()]
         lines += [f"  unclaimed {name}" for name in self.unclaimed]
-        lines += [f"  BROKEN    {name}" for name in self.failed]
-        return "\n\n".join(["\n".join(lines), *self.failed.values()])
+        lines += [f"  BROKEN    {name}" + self._note(name, self.alike) for name in self.failed]
+        return "\n\n".join(["\n".join(lines), *(text for name, text in self.failed.items() if name not in self.alike)])
+
+    def _note(self, name: str, notes: Mapping[str, str]) -> str:
+        said = notes.get(name)
+        return "" if said is None else f" (raises what `{said}` does)" if notes is self.alike else f" ({said})"
 
 
 def check_compressor(
@@ -47,7 +59,8 @@ def check_compressor(
 
     Raises:
         LawError: laws are broken, or one that was expected to break holds. The report is the message: for each law its
-            name, its sentence and the smallest case found that breaks it.
+            name, its sentence and the smallest case found that breaks it; an exception that several laws meet is
+            shown once, with the file and line where the compressor raised it.
 
     Example:
         >>> from tokencurric import Uniform
@@ -120,22 +133,29 @@ def check_all(
     checks, reasons = tuple(checks), dict(expected or {})
     _know(reasons, checks)
     passed, unclaimed, failed, excused = [], [], {}, {}
+    alike: dict[str, str] = {}
+    cut: dict[str, str] = {}
+    first: dict[Raised, str] = {}  # laws that met an exception, each the first to do so
     for check in checks:
         if not check.claimed_by(subject):
             unclaimed.append(check.name)
             continue
         try:
-            check(subject, examples=examples)
+            search = check.examine(subject, examples=examples, known=first.keys())
         except LawError as error:
             if check.name in reasons:
                 excused[check.name] = reasons[check.name]
-            else:
-                failed[check.name] = str(error)
+                continue
+            failed[check.name] = str(error)
+            if error.raised is not None and first.setdefault(error.raised, check.name) != check.name:
+                alike[check.name] = first[error.raised]
         else:
             passed.append(check.name)
+            if search is not None and search.cut:
+                cut[check.name] = told_cut(search)
     for name in reasons.keys() - excused.keys():
         failed[name] = f"`{name}` was expected to fail ({reasons[name]}), and did not. Take it off the list."
-    report = Report(name_of(subject), tuple(passed), tuple(unclaimed), excused, failed)
+    report = Report(name_of(subject), tuple(passed), tuple(unclaimed), excused, failed, alike, cut)
     if failed:
         raise LawError(repr(report))
     return report
