@@ -7,14 +7,14 @@ import math
 from typing import TypeAlias
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Int, Integer
 from torch import Tensor
 
 from tokencurric._transfer import on_device
 from tokencurric.errors import RangeError, ShapeError
 
 # A budget is host-known: one count for every row, or one count a row.
-Budget: TypeAlias = int | Int[Tensor, " batch"]
+Budget: TypeAlias = int | Integer[Tensor, " batch"]
 
 
 def keep_count(n: int, ratio: float | int) -> int:

@@ -1,6 +1,6 @@
 """Wrong compressors, each with one mistake that somebody makes, and the check that is there to catch it.
 
-All but a few are `Right` with one thing changed.
+All but a few are `Right` with one thing changed. At the end stand some that are right and look wrong.
 """
 
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ from tokencurric import VisualView
 from tokencurric.budget import Budget, row_budget
 from tokencurric.compressors import Tags
 from tokencurric.draws import hash_tensor
-from tokencurric.ranking import keep_largest, keep_top, with_position
+from tokencurric.ranking import keep_largest, keep_top, rank_keys, with_position
 
 ALL = frozenset({"*"})  # a mistake so large that any check may see it
 
@@ -128,7 +128,7 @@ class CountsRows(Right):
     """Draws by the row's place in the batch, where it should be by the sample."""
 
     caught_by = "answers_each_row_alone"
-    also = frozenset({"draws_anew"})
+    also = frozenset({"draws_anew", "heeds_every_bit"})
     needs = frozenset()
     tags = Tags(deterministic=False, uses_position=True)
 
@@ -142,7 +142,16 @@ class DrawsFromAStream(Right):
     """A generator seeded anew in each call: the draw hangs on the shape of the batch."""
 
     caught_by = "answers_each_row_alone"
-    also = frozenset({"draws_anew", "ignores_padding", "runs_without_values", "compiles"})
+    also = frozenset(
+        {
+            "draws_anew",
+            "heeds_every_bit",
+            "ignores_padding",
+            "runs_without_values",
+            "compiles",
+            "answers_alike_in_every_mode",
+        }
+    )
     needs = frozenset()
     tags = Tags(deterministic=False, uses_position=True)
 
@@ -265,6 +274,7 @@ class ClaimsToIgnoreItsSeed(Right):
 
 class IgnoresItsSeed(Right):
     caught_by = "draws_anew"
+    also = frozenset({"heeds_every_bit"})
     needs = frozenset()
     tags = Tags(deterministic=False, uses_position=True)
 
@@ -275,6 +285,7 @@ class IgnoresItsSeed(Right):
 
 class DrawsAlikeForAllSamples(Right):
     caught_by = "draws_anew"
+    also = frozenset({"heeds_every_bit"})
     needs = frozenset()
     tags = Tags(deterministic=False, uses_position=True)
 
@@ -335,7 +346,7 @@ class AnswersInFloat(Right):
 
 class TakesFloat32Only(Right):
     caught_by = "answers_with_a_mask"
-    also = frozenset({"answers_alike_in_every_dtype", "runs_without_values"})
+    also = frozenset({"answers_alike_in_every_dtype", "answers_alike_in_every_mode", "runs_without_values"})
     needs = frozenset()
 
     def scores(self, view, seed):
@@ -440,6 +451,289 @@ class ChangesWhenCompiled(Right):
         return self.attention(view) * (-1 if torch.compiler.is_compiling() else 1)
 
 
+class TakesLongCountsOnly(Right):
+    """Looks the last survivor up by the counts as they come: an index has to be int64."""
+
+    caught_by = "takes_counts_of_every_dtype"
+
+    def answer(self, view, keep, seed):
+        keys = rank_keys(self.scores(view, seed)).masked_fill(~view.mask, torch.iinfo(torch.int64).min)
+        if not isinstance(keep, Tensor) or not keys.shape[1]:
+            return super().answer(view, keep, seed)
+        last = keep.clamp(min=1, max=keys.shape[1])[:, None] - 1
+        least = keys.sort(1, descending=True).values.gather(1, last)
+        return (keys >= least) & view.mask & (keep > 0)[:, None]
+
+
+class WrapsAround(Right):
+    """Subtracts before it converts: below 0 a number without a sign is a large one."""
+
+    caught_by = "takes_counts_of_every_dtype"
+
+    def answer(self, view, keep, seed):
+        count = row_budget(keep, view.mask)
+        if isinstance(keep, Tensor):
+            count = torch.minimum((keep - 1).long() + 1, view.counts)
+        return keep_top(self.scores(view, seed), view.mask, count)
+
+
+class ChoosesOtherwiseWithGradients(Right):
+    caught_by = "answers_alike_in_every_mode"
+
+    def __call__(self, view, keep, *, seed=0):
+        sign = -1 if torch.is_grad_enabled() else 1
+        with torch.no_grad():
+            return keep_top(sign * self.scores(view, seed), view.mask, row_budget(keep, view.mask))
+
+
+class ChoosesOtherwiseWithoutGradients(Right):
+    """Asks about gradients only where the inputs have them, as a check of `training` does."""
+
+    caught_by = "answers_alike_in_every_mode"
+    also = frozenset({"answers_with_a_mask"})
+
+    def __call__(self, view, keep, *, seed=0):
+        live = torch.is_grad_enabled() and view.tokens.requires_grad
+        with torch.no_grad():
+            return keep_top((-1 if live else 1) * self.scores(view, seed), view.mask, row_budget(keep, view.mask))
+
+
+class MultipliesUnderAutocast(Right):
+    """A product of matrices, which autocast brings to half precision."""
+
+    caught_by = "answers_alike_in_every_mode"
+    needs = frozenset()
+
+    def scores(self, view, seed):
+        tokens = view.tokens.float()
+        return (tokens @ torch.linspace(1, 2, tokens.shape[2], device=tokens.device)[:, None])[..., 0]
+
+
+class ScoresInTheDefaultDtype(Right):
+    caught_by = "answers_alike_in_every_mode"
+
+    def scores(self, view, seed):
+        return self.attention(view).to(torch.get_default_dtype())
+
+
+class CountsInTheTokensDtype(Right):
+    """Ranks by a running sum in the dtype of the tokens: in bfloat16, 256 and 1 are 256."""
+
+    caught_by = "holds_at_real_sizes"
+
+    def answer(self, view, keep, seed):
+        order = rank_keys(self.scores(view, seed)).masked_fill(~view.mask, torch.iinfo(torch.int64).min)
+        order = order.argsort(1, descending=True)
+        place = torch.ones_like(view.tokens[..., 0]).cumsum(1) - 1
+        kept = place < row_budget(keep, view.mask)[:, None]
+        return torch.zeros_like(view.mask).scatter(1, order, kept) & view.mask
+
+
+class RoundsItsCounts(Right):
+    """The budget in the dtype of the tokens."""
+
+    caught_by = "holds_at_real_sizes"
+
+    def answer(self, view, keep, seed):
+        count = row_budget(keep, view.mask).to(view.tokens.dtype).long().minimum(view.counts)
+        return keep_top(self.scores(view, seed), view.mask, count)
+
+
+class RanksInEightBits(Right):
+    """The rank of a token's score, as uint8: the 257th is first again."""
+
+    caught_by = "holds_at_real_sizes"
+    narrow: ClassVar[torch.dtype] = torch.uint8
+
+    def scores(self, view, seed):
+        keys = rank_keys(self.attention(view)).masked_fill(~view.mask, torch.iinfo(torch.int64).min)
+        return -keys.argsort(1, descending=True).argsort(1).to(self.narrow).float()
+
+
+class RanksInSevenBits(RanksInEightBits):
+    """The same as int8: the 129th is before the first."""
+
+    narrow = torch.int8
+
+
+class TakesSignedSeeds(Right):
+    """Makes a tensor of its seed: half of the seeds that a training passes are too large for that."""
+
+    caught_by = "takes_every_seed"
+    also = frozenset({"heeds_every_bit"})
+    needs = frozenset()
+    tags = Tags(deterministic=False, uses_position=True)
+
+    def answer(self, view, keep, seed):
+        seeds = torch.full((), seed, dtype=torch.int64, device=view.tokens.device)
+        score = hash_tensor(0, seeds, view.keys_of_rows[:, None], view.rank) >> 32
+        return keep_largest(with_position(score), view.mask, row_budget(keep, view.mask))
+
+
+class RefusesLargeSeeds(Right):
+    """Has no use for its seed, and makes a generator of NumPy's old kind from it."""
+
+    caught_by = "takes_every_seed"
+    also = frozenset({"ignores_the_seed"})
+
+    def scores(self, view, seed):
+        if seed >= 2**32:
+            raise ValueError("Seed must be between 0 and 2**32 - 1")
+        return self.attention(view)
+
+
+class HeedsPart(Right):
+    """Draws by what `seeds` and `keys` make of its seed and of the rows' keys: all of them. No mistake."""
+
+    needs = frozenset()
+    tags = Tags(deterministic=False, uses_position=True)
+
+    def seeds(self, seed):
+        return seed
+
+    def keys(self, keys):
+        return keys
+
+    def answer(self, view, keep, seed):
+        score = hash_tensor(self.seeds(seed), self.keys(view.keys_of_rows)[:, None], view.rank) >> 32
+        return keep_largest(with_position(score), view.mask, row_budget(keep, view.mask))
+
+
+class HeedsOneBitOfTheKey(HeedsPart):
+    caught_by = "heeds_every_bit"
+
+    def keys(self, keys):
+        return keys & 1
+
+
+class HeedsAByteOfTheKey(HeedsPart):
+    caught_by = "heeds_every_bit"
+
+    def keys(self, keys):
+        return keys.to(torch.uint8).long()
+
+
+class HeedsTheSignOfTheKey(HeedsPart):
+    """All keys from the data are small, those of prompts are not: they meet at the end of the range."""
+
+    caught_by = "heeds_every_bit"
+
+    def keys(self, keys):
+        return keys.clamp(-(2**20), 2**20)
+
+
+class HeedsAByteOfTheSeed(HeedsPart):
+    caught_by = "heeds_every_bit"
+
+    def seeds(self, seed):
+        return seed % 256
+
+
+class ClipsItsSeed(HeedsPart):
+    caught_by = "heeds_every_bit"
+
+    def seeds(self, seed):
+        return min(seed, 2**31 - 1)
+
+
+@dataclass(frozen=True)
+class Tires(Right):
+    """Right for 500 calls."""
+
+    caught_by = "never_tires"
+    calls: list[int] = field(default_factory=lambda: [0])
+
+    def scores(self, view, seed):
+        self.calls[0] += 1
+        return self.attention(view) * (1 if self.calls[0] <= 500 else -1)
+
+
+def _tiring():
+    calls = [0]
+
+    def sign():
+        calls[0] += 1
+        return 1 if calls[0] % 900 else -1
+
+    return sign
+
+
+class TiresWhereNobodyLooks(Right):
+    """Wrong in every 900th call; the count is no attribute."""
+
+    caught_by = "never_tires"
+    sign = staticmethod(_tiring())
+
+    def scores(self, view, seed):
+        return self.attention(view) * type(self).sign()
+
+
+@dataclass(frozen=True)
+class CountsItsCalls(Right):
+    """Will be wrong after a million calls."""
+
+    caught_by = "never_tires"
+    calls: list[int] = field(default_factory=list)
+
+    def scores(self, view, seed):
+        self.calls.append(len(self.calls))
+        return self.attention(view) * (1 if len(self.calls) <= 10**6 else -1)
+
+
+class KeepsTheFirst(Right):
+    """Whatever they are, and does not claim to use the order."""
+
+    caught_by = "follows_a_permutation"
+    needs = frozenset()
+
+    def scores(self, view, seed):
+        return torch.zeros_like(view.tokens[..., 0])
+
+
+@dataclass(frozen=True)
+class LikesThePrompt(Right):
+    """Keeps what is most similar to the mean of the prompt; without prompt text, all tokens tie. No mistake."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"text_tokens"})
+
+    def scores(self, view, seed):
+        text = view.signal("text_tokens", who="LikesThePrompt").float()
+        if view.text_valid is not None:
+            text = text.masked_fill(~view.text_valid[..., None], 0.0)
+        tokens = view.tokens.float()
+        return (tokens * text.sum(1)[:, None]).sum(-1) / tokens.norm(dim=-1).clamp(min=torch.finfo(torch.float32).tiny)
+
+
+class StartsAnywhere(Right):
+    """Evenly spread from a start that is drawn: few different answers. No mistake."""
+
+    needs = frozenset()
+    tags = Tags(deterministic=False, uses_position=True, nested=False)
+
+    def answer(self, view, keep, seed):
+        count, most = row_budget(keep, view.mask)[:, None], view.counts[:, None].clamp(min=1)
+        start = (hash_tensor(seed, view.keys_of_rows[:, None]) & 2**32 - 1) % most
+        place = (view.rank.clamp(min=0) + start) % most * count
+        return (place % most < count) & view.mask
+
+
+@dataclass(frozen=True)
+class StoresWhatItNeeds(Right):
+    """Ranks by a table that it makes once for each number of columns, and stores its last answer. No mistake."""
+
+    tables: dict[Any, Tensor] = field(default_factory=dict)
+    last: dict[str, Tensor] = field(default_factory=dict)
+
+    def scores(self, view, seed):
+        table = self.tables.setdefault((view.mask.shape[1], view.mask.device), torch.ones(view.mask.shape[1]))
+        return self.attention(view) * table.to(view.mask.device)
+
+    def answer(self, view, keep, seed):
+        self.last["mask"] = super().answer(view, keep, seed)
+        return self.last["mask"].clone()
+
+
+RIGHT = [Right, HeedsPart, LikesThePrompt, StartsAnywhere, StoresWhatItNeeds]
 GALLERY = [
-    kind for kind in list(vars().values()) if isinstance(kind, type) and issubclass(kind, Right) and kind is not Right
+    kind for kind in vars().copy().values() if isinstance(kind, type) and issubclass(kind, Right) and kind not in RIGHT
 ]

@@ -17,7 +17,9 @@ from tokencurric.testing.described import Described
 from tokencurric.testing.packing import SIGNALS, TEXT, Packed, Packing, Row, pack
 from tokencurric.view import VisualView
 
-Kind: TypeAlias = Literal["normal", "close", "duplicates", "zeros", "ties", "huge", "tiny", "nan", "inf"]
+Counted: TypeAlias = Literal["int64", "int32", "int16", "int8", "uint8"]
+Kind: TypeAlias = Literal["normal", "close", "duplicates", "zeros", "ties", "huge", "tiny", "nan", "inf", "distinct"]
+# "distinct", of which no two are equal in rows of any length, is for real sizes alone.
 KINDS: tuple[Kind, ...] = ("normal", "close", "duplicates", "zeros", "ties", "huge", "tiny", "nan", "inf")
 
 DIM, KV_HEADS, HEAD_DIM = 3, 2, 2
@@ -62,6 +64,9 @@ class RowSpec(Described):
         g = torch.Generator().manual_seed(spread)
         attention, shape = name.endswith("attention"), _SHAPES[name]
         count = self.text if name in TEXT else self.count
+        if self.kind == "distinct":
+            drawn = torch.randperm(count, generator=g).add(1).div(count + 1)
+            return drawn if attention else torch.randn(count, *shape, generator=g)
         if attention:
             values = torch.rand(count, *shape, generator=g).mul(1e4).round().div(1e4)
         else:
@@ -104,6 +109,7 @@ class Case(Described):
     Args:
         rows: the samples of the batch. packing: how they lie in the padded layout.
         keep: one budget for all rows, or one a row. seed: passed to the compressor.
+        counted: dtype of the tensor that holds one budget a row.
 
     Example:
         >>> case = Case(rows=(RowSpec(2), RowSpec(1)), keep=1)
@@ -115,6 +121,7 @@ class Case(Described):
     packing: Packing = SIMPLE
     keep: int | tuple[int, ...] = 1
     seed: int = 0
+    counted: Counted = "int64"
 
     def pack(self, names: Collection[str] = frozenset(SIGNALS)) -> Packed:
         """The batch with the signals in `names`, and where its tokens stand."""
@@ -126,7 +133,9 @@ class Case(Described):
 
     def budget(self) -> Budget:
         """`keep` as a compressor gets it."""
-        return torch.tensor(self.keep) if isinstance(self.keep, tuple) else self.keep
+        if isinstance(self.keep, int):
+            return self.keep
+        return torch.tensor(self.keep, dtype=getattr(torch, self.counted))
 
     def kept(self, row: int) -> int:
         """How many tokens of `row` an exact compressor keeps."""

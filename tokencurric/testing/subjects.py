@@ -7,12 +7,15 @@ from tokencurric.testing.laws import (
     budget,
     cost,
     divergences,
+    draws,
+    endurance,
     execution,
     independence,
     numerics,
     purity,
     schedules,
     signals,
+    sizes,
 )
 
 
@@ -29,7 +32,7 @@ def compressor_checks() -> tuple[Check, ...]:
         >>> checks = {check.name: check for check in compressor_checks()}
         >>> checks["keeps_the_budget"](Uniform(), examples=5)
     """
-    return _of(budget, independence, purity, numerics, signals, execution, cost)
+    return _of(budget, independence, purity, draws, endurance, numerics, signals, execution, sizes, cost)
 
 
 def schedule_checks() -> tuple[Check, ...]:

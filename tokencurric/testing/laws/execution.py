@@ -1,7 +1,7 @@
 """The ways in which a model runs: compiled, replayed under checkpointing, without values."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import fields, replace
 
 import torch
@@ -60,6 +60,45 @@ def _graphs_of_its_own() -> Iterator[None]:
             yield
     finally:
         torch.compiler.reset()
+
+
+@contextmanager
+def _defaulting(dtype: torch.dtype) -> Iterator[None]:
+    """Tensors are made in `dtype` where none is given."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+_MODES: dict[str, Callable[[], AbstractContextManager[object]]] = {
+    "with gradients": torch.enable_grad,
+    "in inference mode": torch.inference_mode,
+    "under autocast to bfloat16": lambda: torch.autocast("cpu", torch.bfloat16),
+    "with bfloat16 as the default dtype": lambda: _defaulting(torch.bfloat16),
+}
+
+
+@compressor_law(
+    "Grad mode, autocast and the default dtype change nothing.",
+    kinds=("normal", "close"),
+    dtypes=False,
+    least=2,
+    partial=True,
+)
+def answers_alike_in_every_mode(subject: Compressor, case: Case) -> None:
+    """Against `torch.no_grad()`, under which `compress` and `EPIC` ask; the inputs may require a gradient."""
+    for live in (False, True):
+        asked = question(subject, replace(case, packing=replace(case.packing, requires_grad=live)))
+        with torch.no_grad():
+            usual = asked.survivors(subject)
+        for mode, entered in _MODES.items():
+            with entered():
+                other = asked.survivors(subject)
+            told = f"Without gradients it keeps {usual}; {mode}, {other}."
+            same(subject, case, other, usual, told=told)
 
 
 @compressor_law(

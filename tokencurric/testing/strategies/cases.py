@@ -5,7 +5,7 @@ from functools import cache
 
 from hypothesis import strategies as st
 
-from tokencurric.testing.cases import KINDS, Case, Kind, RowSpec
+from tokencurric.testing.cases import KINDS, Case, Counted, Kind, RowSpec
 from tokencurric.testing.packing import Packing
 from tokencurric.testing.strategies.budgets import Draw, counts
 
@@ -76,6 +76,8 @@ def cases(
     dtypes: bool = True,
     keyed: bool = False,
     per_row: bool = True,
+    counted: Sequence[Counted] = (),
+    seeds: Sequence[int] = (),
 ) -> Case:
     """A question to a compressor.
 
@@ -85,6 +87,8 @@ def cases(
         neighbours: least number of rows beside the first. partial: the first row keeps some tokens, but not all.
         dense: rows of one length and no padding. dtypes, keyed: as in `packings`.
         per_row: also budgets with one count a row.
+        counted: dtypes of the tensor with one count a row; if some are given, no budget is a single count.
+        seeds: what the compressor may get instead of small numbers.
 
     Example:
         >>> from hypothesis import given
@@ -102,8 +106,15 @@ def cases(
     keep: st.SearchStrategy[int | tuple[int, ...]]
     keep = some if partial else counts(max(row.count for row in batch_rows))
     if per_row and not dense:
-        keep |= st.tuples(some if partial else counts(one.count), *(counts(row.count) for row in more))
-    return Case(rows=batch_rows, packing=packing, keep=draw(keep), seed=draw(st.integers(0, 99)))
+        each = st.tuples(some if partial else counts(one.count), *(counts(row.count) for row in more))
+        keep = each if counted else keep | each
+    return Case(
+        rows=batch_rows,
+        packing=packing,
+        keep=draw(keep),
+        seed=draw(st.sampled_from(seeds) if seeds else st.integers(0, 99)),
+        counted=draw(st.sampled_from(counted)) if counted else "int64",
+    )
 
 
 # Hypothesis looks a strategy over when it is first drawn from; made once, that is done once.
