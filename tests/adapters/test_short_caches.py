@@ -39,7 +39,7 @@ def test_it_is_refused_by_the_plain_model(kind, attention, rows, layer):
     model, batch = tiny_llava(attention=attention), tiny_batch(rows)
     cache = filled(model, batch, kind, layer)
     for each in (cache, copy.deepcopy(cache)):
-        with pytest.raises(StateError, match="cache holds a compressed prompt, and the context .* is closed"):
+        with pytest.raises(StateError, match=r"cache holds a compressed prompt, and the context .* is closed"):
             step(model, batch, each)
 
 
