@@ -662,6 +662,7 @@ class TiresWhereNobodyLooks(Right):
     """Wrong in every 900th call; the count is no attribute."""
 
     caught_by = "never_tires"
+    also = ALL  # whichever check makes the 900th call
     sign = staticmethod(_tiring())
 
     def scores(self, view, seed):
