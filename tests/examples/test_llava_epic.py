@@ -13,11 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from transformers import AutoProcessor
 
 from examples.epic import borrowing
 from examples.epic.optimizer import MuonAndAdamW
-from examples.epic.options import COMPRESSORS, parse_options
-from examples.epic.questions import Data, read
+from examples.epic.options import COMPRESSORS, SCENES, parse_options
+from examples.epic.questions import Data, prepare, read
 from examples.epic.results import read_json, replace_stages, tabulate, write_json
 from examples.epic.training import make_objective
 from tests.adapters.tiny import tiny_llava
@@ -266,23 +267,27 @@ def test_bad_rows_end_the_run_or_are_left_out(finished, tmp_path):
         rows[3]["system"] = "Be brief."
         files[name] = tmp_path / f"{name}.jsonl"
         files[name].write_text("".join(json.dumps(row) + "\n" for row in rows))
-    data = ("--data", files["train"], "--images", images, "--eval-data", files["test"])
-    stages = ("--stages", "epic", "--questions", "6")
-    with pytest.raises(subprocess.CalledProcessError) as refused:
-        run("--output", tmp_path / "stopped", *data, *stages)
-    assert "'tools' = " in refused.value.stderr and "train.jsonl" in refused.value.stderr
-
     out = tmp_path / "skipping"
-    done = run("--output", out, *data, *stages, "--on-error", "skip", "--steps", "4")
+    given = ["--data", files["train"], "--images", images, "--eval-data", files["test"], "--stages", "epic"]
+    given += ["--questions", "6", "--steps", "4", "--output", out]
+    processor = AutoProcessor.from_pretrained(SCENES / "base")
+    stopping = parse_options(["--smoke", *map(str, given)])
+    with pytest.raises(DataError, match=r"'tools' = .*in row 1 .*train\.jsonl"):
+        prepare(stopping, processor, write=False)
+
+    done = run(*given, "--on-error", "skip")
     assert "rows skipped" in done.stdout and "keys not read: kind" in done.stdout
     lines = [json.loads(line) for line in (out / "skipped.jsonl").read_text().splitlines()]
     left_out = {(Path(line["file"]).stem, line["row"]) for line in lines}
     assert left_out == {("train", 1), ("train", 2), ("test", 1), ("test", 2)}
     assert len(lines) == 4
-    found = json.loads((out / "results.json").read_text())
-    assert found["questions"] == 6
-    # A run that goes on counts no row twice, and may stop at bad rows that it has met no more.
-    run("--output", out, *data, *stages, "--on-error", "skip", "--steps", "4", "--resume")
+    assert json.loads((out / "results.json").read_text())["questions"] == 6
+    # A run that goes on counts no row twice.
+    skipping = replace(stopping, on_error="skip", resume=True)
+    assert skipping.differing(stopping.plain()) == []
+    data = prepare(skipping, processor, write=True)
+    assert data.train.left_out == (2,)
+    assert [sample.row_key for sample in data.samples] == [0, 3, 4, 5, 6, 7]
     assert len((out / "skipped.jsonl").read_text().splitlines()) == 4
 
 
