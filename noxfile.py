@@ -124,6 +124,13 @@ def fused(session: nox.Session) -> None:
 
 
 @nox.session
+def kills(session: nox.Session) -> None:
+    """Kill trainings while they save and at random moments; do they resume bit for bit? `-- --help` for arguments."""
+    install(session, "--editable", ".[hf,testing]")
+    session.run("python", "-m", "tests.training.kills", *session.posargs, env=QUIET | {"PYTHONPATH": str(ROOT)})
+
+
+@nox.session
 def mutants(session: nox.Session) -> None:
     """Change the core in small ways, one at a time: does a test notice? For arguments see tests/testing/mutants.py."""
     install(session, "--editable", ".[dev]", "cosmic-ray>=8.4")

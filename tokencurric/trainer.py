@@ -2,6 +2,7 @@
 
 import copy
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,28 +13,12 @@ from torch import Tensor, nn
 from tokencurric.data.grouping import GroupedSampler
 from tokencurric.data.sizes import RowSizes
 from tokencurric.distill import EPIC, EpicOutput
-from tokencurric.errors import MissingDependencyError, RangeError, ShapeError, StateError
-from tokencurric.hosts.names import (
-    COLLATOR,
-    COLUMNS,
-    COMPUTE_LOSS,
-    LOAD_BEST_MODEL,
-    LOAD_FROM_CHECKPOINT,
-    LOG,
-    SAVE,
-    TRAIN_SAMPLER,
-)
+from tokencurric.errors import RangeError, ShapeError, StateError
+from tokencurric.hosts.names import COLLATOR, COLUMNS, COMPUTE_LOSS, LOG, SAVE, TRAIN_SAMPLER
 from tokencurric.recipe import describe_objective
+from tokencurric.resuming import ResumableTrainer, TrainerCallback
 
-try:
-    import accelerate  # noqa: F401  (Trainer needs it, and says so only deep inside)
-    from transformers import PreTrainedModel, Trainer, TrainerCallback
-except ImportError as error:
-    raise MissingDependencyError(
-        f"EpicTrainer needs transformers' Trainer; importing it failed with: {error}. It runs the training loop. "
-        "Install tokencurric[hf]."
-    ) from error
-
+_log = logging.getLogger(__name__)
 RECIPE = "tokencurric.json"
 _PER_TOKEN = frozenset(
     {"sft_loss", "consistency_loss", "feature_loss"}
@@ -78,7 +63,7 @@ class _TellEpoch(TrainerCallback):
             self.trainer.sampler.set_epoch(int(state.epoch or 0))
 
 
-class EpicTrainer(Trainer):
+class EpicTrainer(ResumableTrainer):
     """transformers' Trainer with the loss of an `EPIC` objective.
 
     Everything else is Trainer's: optimizers, schedules, accumulation, mixed precision, checkpointing, distribution,
@@ -263,38 +248,22 @@ class EpicTrainer(Trainer):
         if self.args.should_save:
             self._write_recipe(str(output_dir or self.args.output_dir))
 
-    @LOAD_FROM_CHECKPOINT.overridden_by
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        recipe, now = Path(resume_from_checkpoint, RECIPE), describe_objective(self.objective)
-        before = json.loads(recipe.read_text(encoding="utf-8")) if recipe.exists() else now
+    def _complete(self, draft: Path) -> None:
+        self._write_recipe(draft)  # also where weights are sharded and `_save` is not called
+
+    def _check_resumed(self, folder: str) -> None:
+        recipe, now = Path(folder, RECIPE), describe_objective(self.objective)
+        if not recipe.exists():
+            _log.warning("%s has no %s: whether it had the same objective is not checked.", folder, RECIPE)
+            return
+        before = json.loads(recipe.read_text(encoding="utf-8"))
         if before != now:
             changed = {name: (before.get(name), now[name]) for name in now if before.get(name) != now[name]}
             raise StateError(
-                f"EpicTrainer can only go on with the objective it began with; {resume_from_checkpoint} has another "
+                f"EpicTrainer can only go on with the objective it began with; {folder} has another "
                 f"(before, now): {changed}. The run would be neither of the two. Use the former objective, or start a "
                 "new run from the saved weights."
             )
-        if not self._restore(resume_from_checkpoint, self.model if model is None else model):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-
-    @LOAD_BEST_MODEL.overridden_by
-    def _load_best_model(self) -> None:
-        if not self._restore(str(self.state.best_model_checkpoint), self.model):
-            super()._load_best_model()
-
-    def _restore(self, directory: str, model: nn.Module | None) -> bool:
-        """Load weights by the model's own `from_pretrained`; False where Trainer's way is needed.
-
-        `save_pretrained` writes some families, LLaVA among them, under other names than their modules have. Trainer
-        reads them back by name and only warns of those it does not find: the run would go on from fresh weights.
-        """
-        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
-        if sharded or not isinstance(model, PreTrainedModel):
-            return False
-        # In the widest type, so that no weight is rounded on its way into a model of several types.
-        loaded = type(model).from_pretrained(directory, config=model.config, dtype=torch.float32)
-        model.load_state_dict(loaded.state_dict(), strict=True)
-        return True
 
     @COLLATOR.overridden_by
     def _get_collator_with_removed_columns(

@@ -13,9 +13,10 @@ from tokencurric.adapters import deepstack, discovery, hugging_face, pictures, t
 from tokencurric.errors import MissingDependencyError, StateError
 from tokencurric.hosts import names
 from tokencurric.hosts.lookups import Argument, Attribute, Override
+from tokencurric.resuming import ResumableTrainer
 
 LIBRARY = Path(tokencurric.__file__).parent
-ROOMS = ("adapters", "hosts", "distill.py", "trainer.py")
+ROOMS = ("adapters", "hosts", "distill.py", "trainer.py", "resuming.py")
 ROOMS += tuple(f"evaluation/{name}.py" for name in ("flops", "memory", "efficiency"))
 DECLARED = {name for each in names.ALL for name in each.names}
 # What is looked up by name and is ours, Python's, or a value and no name.
@@ -116,7 +117,8 @@ def test_the_reader_of_the_source_sees_look_ups(tmp_path):
 
 
 def test_every_private_method_of_trainer_that_is_replaced_is_declared():
-    replaced = {name for name in vars(EpicTrainer) if name.startswith("_") and not name.startswith("__")}
+    ours = {name for kind in (EpicTrainer, ResumableTrainer) for name in vars(kind)}
+    replaced = {name for name in ours if name.startswith("_") and not name.startswith("__")}
     replaced &= set(dir(Trainer))
     assert {"_save", "_get_train_sampler"} <= replaced
     assert replaced <= {each.name for each in names.ALL if isinstance(each, Override)}

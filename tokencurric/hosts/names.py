@@ -149,6 +149,10 @@ TRAIN_SAMPLER = Override("_get_train_sampler", _TRAINER)
 SAVE = Override("_save", _TRAINER)
 LOAD_FROM_CHECKPOINT = Override("_load_from_checkpoint", _TRAINER)
 LOAD_BEST_MODEL = Override("_load_best_model", _TRAINER)
+OUTPUT_DIR = Override("_get_output_dir", _TRAINER)
+SAVE_CHECKPOINT = Override("_save_checkpoint", _TRAINER)
+PUSH_FROM_CHECKPOINT = Override("_push_from_checkpoint", _TRAINER)
+RUN_EPOCH = Override("_run_epoch", _TRAINER)
 COLLATOR = Override("_get_collator_with_removed_columns", _TRAINER)
 COLUMNS = Override("_remove_unused_columns", _TRAINER)
 COMPUTE_LOSS = Override("compute_loss", _TRAINER)
@@ -159,6 +163,10 @@ _OF_TRAINER = (
     SAVE,
     LOAD_FROM_CHECKPOINT,
     LOAD_BEST_MODEL,
+    OUTPUT_DIR,
+    SAVE_CHECKPOINT,
+    PUSH_FROM_CHECKPOINT,
+    RUN_EPOCH,
     COLLATOR,
     COLUMNS,
     COMPUTE_LOSS,
