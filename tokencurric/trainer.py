@@ -13,10 +13,19 @@ from torch import Tensor, nn
 from tokencurric.data.grouping import GroupedSampler
 from tokencurric.data.sizes import RowSizes
 from tokencurric.distill import EPIC, EpicOutput
-from tokencurric.errors import RangeError, ShapeError, StateError
-from tokencurric.hosts.names import COLLATOR, COLUMNS, COMPUTE_LOSS, LOG, SAVE, TRAIN_SAMPLER
+from tokencurric.errors import DataError, RangeError, ShapeError, StateError
+from tokencurric.hosts.names import (
+    COLLATOR,
+    COLUMNS,
+    COMPUTE_LOSS,
+    EVALUATION_LOOP,
+    LOG,
+    PREDICTION_STEP,
+    SAVE,
+    TRAIN_SAMPLER,
+)
 from tokencurric.recipe import describe_objective
-from tokencurric.resuming import ResumableTrainer, TrainerCallback
+from tokencurric.resuming import ResumableTrainer, TrainerCallback, gather_object
 
 _log = logging.getLogger(__name__)
 RECIPE = "tokencurric.json"
@@ -124,6 +133,7 @@ class EpicTrainer(ResumableTrainer):
         self.sizes = sizes
         self.sampler: GroupedSampler | None = None  # of the training, once its data loader is made
         self._noted: dict[str, float | Tensor] = {}
+        self._evaluated: list[Tensor] = []  # [2] each: a batch's summed cross-entropy and its supervised tokens
         self.add_callback(_LookAhead(objective))
         self.add_callback(_CheckLosses(objective))
         self.add_callback(_TellEpoch(self))
@@ -142,6 +152,42 @@ class EpicTrainer(ResumableTrainer):
         finally:
             if not self.is_in_train:
                 self.objective.detach()
+
+    @EVALUATION_LOOP.overridden_by
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> Any:
+        """As transformers.Trainer.evaluation_loop, with the loss of all supervised tokens, each counted once.
+
+        Raises:
+            DataError: the data have no supervised token.
+        """
+        self._evaluated = []
+        found = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        here = torch.stack(self._evaluated).double().sum(0).tolist() if self._evaluated else [0.0, 0.0]
+        self._evaluated = []
+        sums, tokens = map(sum, zip(*gather_object([here]), strict=True))
+        if tokens == 0:
+            raise DataError(
+                f"{description} needs supervised tokens; got none in {found.num_samples} rows. "
+                "Hint: look at the labels that the collator makes."
+            )
+        metrics = {**(found.metrics or {}), f"{metric_key_prefix}_loss": sums / tokens}
+        return found._replace(metrics=metrics)
+
+    @PREDICTION_STEP.overridden_by
+    def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """As transformers.Trainer.prediction_step; rows that fill up the last batch of the ranks count nowhere."""
+        state, labels = self.accelerator.gradient_state, inputs.get("labels")
+        if labels is not None and self.args.world_size > 1 and state.end_of_dataloader and state.remainder > 0:
+            places = self.args.process_index * len(labels) + torch.arange(len(labels), device=labels.device)
+            inputs = {**inputs, "labels": labels.masked_fill((places >= state.remainder)[:, None], -100)}
+        return super().prediction_step(model, inputs, *args, **kwargs)
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
         """Not served: there are no logits to return.
@@ -170,6 +216,8 @@ class EpicTrainer(ResumableTrainer):
             self._note(out)
         else:
             out = self.objective.uncompressed(model, inputs, num_items_in_batch)
+            mean, tokens = map(torch.as_tensor, (out.metrics["sft_loss"], out.metrics["supervised_tokens"]))
+            self._evaluated.append(torch.stack([mean * tokens, tokens.to(mean)]))
         loss = out.loss
         if num_items_in_batch is None:
             loss = loss / getattr(self, "current_gradient_accumulation_steps", 1)

@@ -156,6 +156,8 @@ RUN_EPOCH = Override("_run_epoch", _TRAINER)
 COLLATOR = Override("_get_collator_with_removed_columns", _TRAINER)
 COLUMNS = Override("_remove_unused_columns", _TRAINER)
 COMPUTE_LOSS = Override("compute_loss", _TRAINER)
+EVALUATION_LOOP = Override("evaluation_loop", _TRAINER)
+PREDICTION_STEP = Override("prediction_step", _TRAINER)
 LOG = Override("log", _TRAINER)
 
 _OF_TRAINER = (
@@ -170,6 +172,8 @@ _OF_TRAINER = (
     COLLATOR,
     COLUMNS,
     COMPUTE_LOSS,
+    EVALUATION_LOOP,
+    PREDICTION_STEP,
     LOG,
     # Read, or set so that Trainer reads them
     Attribute("model_accepts_loss_kwargs", _TRAINER),
@@ -180,6 +184,8 @@ _OF_TRAINER = (
     Attribute("is_in_train", _TRAINER),
     Attribute("is_fsdp_enabled", _TRAINER),
     Attribute("is_deepspeed_enabled", _TRAINER),
+    Attribute("end_of_dataloader", ("accelerate.state.GradientState",)),
+    Attribute("remainder", ("accelerate.state.GradientState",)),
     Attribute("train_sampling_strategy", ("transformers.TrainingArguments",)),
     Attribute("average_tokens_across_devices", ("transformers.TrainingArguments",)),
     Attribute("label_smoothing_factor", ("transformers.TrainingArguments",)),
