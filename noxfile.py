@@ -126,8 +126,16 @@ def fused(session: nox.Session) -> None:
 @nox.session
 def kills(session: nox.Session) -> None:
     """Kill trainings while they save and at random moments; do they resume bit for bit? `-- --help` for arguments."""
-    install(session, "--editable", ".[hf,testing]")
+    install(session, "--editable", ".[demo,testing]")
     session.run("python", "-m", "tests.training.kills", *session.posargs, env=QUIET | {"PYTHONPATH": str(ROOT)})
+
+
+@nox.session
+def deepspeed(session: nox.Session) -> None:
+    """Training under DeepSpeed on two CPU processes, the 8-GPU command of the README among it."""
+    install(session, "--editable", ".[demo,testing]", "deepspeed>=0.19", "pytest-timeout", "pytest-xdist")
+    plain = ["-o", "addopts=--import-mode=importlib"]  # without the shape checks of the other tests
+    session.run("pytest", "tests/training/test_deepspeed.py", *plain, *session.posargs, env=QUIET)
 
 
 @nox.session

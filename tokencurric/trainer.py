@@ -75,12 +75,13 @@ class _TellEpoch(TrainerCallback):
 class EpicTrainer(ResumableTrainer):
     """transformers' Trainer with the loss of an `EPIC` objective.
 
-    Everything else is Trainer's: optimizers, schedules, accumulation, mixed precision, checkpointing, distribution,
-    callbacks, resuming. The curriculum's state follows from the step alone, so a resumed run equals an uninterrupted
-    one. Losses are divided by the supervised tokens of the whole accumulated batch. It logs both losses, ratios, layer,
-    margin and kept tokens. Saved models are plain checkpoints of their class, plus `tokencurric.json` with compressor
-    and curriculum. Evaluation is the cross-entropy without compression. After training the hooks are gone. A loss that
-    is NaN or infinite ends the training before anything is saved after it.
+    Everything else is Trainer's: optimizers, schedules, accumulation, mixed precision, distribution, callbacks.
+    Checkpoints are whole or absent, see `ResumableTrainer`. The curriculum's state follows from the step alone, so a
+    resumed run equals an uninterrupted one. Losses are divided by the supervised tokens of the whole accumulated batch.
+    It logs both losses, ratios, layer, margin and kept tokens. Saved models are plain checkpoints of their class, plus
+    `tokencurric.json` with compressor and curriculum. Evaluation is the cross-entropy without compression, averaged
+    over supervised tokens. After training the hooks are gone. A loss that is NaN
+    or infinite ends the training before anything is saved after it.
 
     Args:
         args: and all others, as for transformers.Trainer. Batches need `labels`; `row_key` (the sample's number in the
@@ -122,6 +123,11 @@ class EpicTrainer(ResumableTrainer):
             raise RangeError(
                 "EpicTrainer needs compute_metrics=None; got a function. Evaluation makes no logits beside the loss. "
                 "Measure answers with compress(...) and generate, as tokencurric.evaluation does."
+            )
+        if self.is_deepspeed_enabled and (self.optimizer is not None or self.lr_scheduler is not None):
+            raise RangeError(
+                "EpicTrainer needs optimizers=(None, None) under DeepSpeed, which would drop what is passed. "
+                "Hint: choose the optimizer by `optim` of the arguments, or by an `optimizer` block of its config."
             )
         if isinstance(objective.teacher, nn.Module):
             objective.teacher.to(self.args.device)

@@ -13,6 +13,7 @@ from tests.adapters.tiny import IMAGE, RAGGED, tiny_batch, tiny_llava
 from tests.adapters.zoo import tiny_inputs, tiny_model
 from tokencurric import DART, EPIC, FastV, Random, compress, tcd
 from tokencurric.curriculum import constant
+from tokencurric.errors import UnsupportedModelError
 from tokencurric.testing.models import Recording, apart, hidden
 
 GREEDY = {
@@ -29,6 +30,35 @@ def compressed(model, batch, compressor=None):
     with torch.no_grad(), compress(model, FastV() if compressor is None else compressor, keep=5, layer=2):
         prefill = model(**batch).logits
         return prefill, torch.stack(model.generate(**batch, **GREEDY).logits)
+
+
+# DeepSpeed, without an import of it
+
+
+def engine(model, module="deepspeed.runtime.engine"):
+    """A class of the name of DeepSpeed's, around a model."""
+
+    def forward(self, *args, **kwargs):
+        return self.module(*args, **kwargs)
+
+    wrapped = type("DeepSpeedEngine", (torch.nn.Module,), {"__module__": module, "forward": forward})()
+    wrapped.module = model
+    return wrapped
+
+
+def test_deepspeeds_engine_is_looked_through():
+    model, batch = tiny_llava(), tiny_batch(RAGGED)
+    wrapped = engine(model)
+    with torch.no_grad():
+        with compress(wrapped, FastV(), keep=5, layer=2):
+            found = wrapped(**batch).logits
+        with compress(model, FastV(), keep=5, layer=2):
+            expected = model(**batch).logits
+        assert torch.equal(found, expected)
+        assert not torch.equal(found, wrapped(**batch).logits), "control: it was compressed"
+    other = engine(model, module="someone.elses")
+    with pytest.raises(UnsupportedModelError, match="DeepSpeedEngine"), compress(other, FastV(), keep=5):
+        pass
 
 
 # PEFT

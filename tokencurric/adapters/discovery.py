@@ -66,7 +66,7 @@ class ModelParts:
 
 
 def find_parts(model: nn.Module) -> ModelParts:
-    """The parts of `model`, which may be wrapped by DDP, torch.compile, PEFT or FSDP2.
+    """The parts of `model`, which may be wrapped by DDP, DeepSpeed, torch.compile, PEFT or FSDP2.
 
     Raises:
         UnsupportedModelError: names the model, what it lacks or has too much, and what is supported.
@@ -99,7 +99,7 @@ def find_parts(model: nn.Module) -> ModelParts:
 
 
 def unwrap(model: nn.Module) -> Any:
-    """Without DDP and torch.compile, which call what they wrap as a module: hooks on the inner one still run.
+    """Without DDP, DeepSpeed and torch.compile, which call what they wrap: hooks on the inner module still run.
 
     Raises:
         UnsupportedModelError: FSDP1 is around it.
@@ -117,10 +117,18 @@ def unwrap(model: nn.Module) -> Any:
             )
         if isinstance(model, nn.parallel.DistributedDataParallel):
             model = model.module
+        elif _is_deepspeed(model):
+            model = model.module  # type: ignore[assignment]
         elif isinstance(getattr(model, "_orig_mod", None), nn.Module):  # torch.compile
             model = model._orig_mod  # type: ignore[assignment]
         else:
             return model
+
+
+def _is_deepspeed(model: nn.Module) -> bool:
+    """Whether DeepSpeed's engine is around a model, without an import of deepspeed."""
+    kinds = [kind for kind in type(model).__mro__ if kind.__module__.partition(".")[0] == "deepspeed"]
+    return any(kind.__name__ == "DeepSpeedEngine" for kind in kinds)
 
 
 def _find_decoder(base: Any, name: str) -> Any:
