@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import logging
 
@@ -28,11 +27,11 @@ from transformers.utils import logging
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from examples.epic.borrowing import borrow, comparable
-from examples.epic.measuring import costs, draw_kept, evaluate
+from examples.epic.measuring import costs, draw_kept, evaluate, processes
 from examples.epic.options import STAGES, Options, parse_options
 from examples.epic.questions import Data, prepare
 from examples.epic.results import read_json, replace_stages, tabulate, write_json
-from examples.epic.training import ready_for_training, train
+from examples.epic.training import ready_for_training, save, train
 from tokencurric.data import measure_rows
 from tokencurric.evaluation.report import accuracy_rows, write_report
 
@@ -44,29 +43,75 @@ def load(options: Options) -> Any:
     return AutoModelForImageTextToText.from_pretrained(options.model, dtype=torch.bfloat16 if half else torch.float32)
 
 
+def saved(stage: str, options: Options) -> Path:
+    """Folder of the stage's trained weights."""
+    return options.output / ("checkpoint" if stage == "epic" else f"checkpoint-{stage}")
+
+
 def run(stage: str, processor: Any, data: Data, options: Options) -> tuple[dict[str, Any], Any]:
     """Train one stage from the base (the stage "base" is not trained), save it, and ask all questions.
 
     Returns:
-        Outcomes and seconds; the model.
+        Outcomes, seconds and notes; the model.
     """
-    model, seconds, clock = load(options), {}, time.time()
+    model, seconds, clock, notes = load(options), {}, time.time(), []
     if stage == "base":
-        model = model.to(PartialState().device)
+        model = model.to(processes().device)
     else:
         trainer = train(stage, ready_for_training(model, options), processor, data, options)
-        trainer.save_model(str(options.output / ("checkpoint" if stage == "epic" else f"checkpoint-{stage}")))
+        notes = save(trainer, saved(stage, options))
         model = trainer.accelerator.unwrap_model(trainer.model)
         seconds["train"] = round(time.time() - clock, 1)
         clock = time.time()
     found = {"outcomes": evaluate(stage, model, processor, data, options)}
     seconds["evaluate"] = round(time.time() - clock, 1)
-    return found | {"seconds": seconds}, model
+    return found | {"seconds": seconds, "notes": notes}, model
+
+
+def load_trained(stage: str, options: Options) -> Any:
+    """The model of a stage that was finished by an earlier process."""
+    model = load(options)
+    if stage != "base":
+        if options.lora:
+            from peft import PeftModel
+
+            model = PeftModel.from_pretrained(model, saved(stage, options))
+        else:
+            model = AutoModelForImageTextToText.from_pretrained(saved(stage, options), dtype=model.dtype)
+    return model.to(processes().device)
+
+
+def illustrate(model: Any, data: Data, options: Options) -> dict[str, Any]:
+    """What a report shows beside the answers; a part that fails is a note, for the answers are there."""
+    found: dict[str, Any] = {"illustrated": True, "efficiency": [], "notes": []}
+    # All processes take part, since a sharded model needs them; the main one draws.
+    for title, make in (("Images with the kept tokens", draw_kept), ("What a prompt costs", costs)):
+        try:
+            made = make(model, data, options)
+        except Exception as error:
+            found["notes"].append(f"{title}: failed with {type(error).__name__}: {error}")
+        else:
+            if make is costs:
+                found["efficiency"] = made
+    return found
+
+
+def asked(answers: dict[str, Any], data: Data, options: Options) -> list[str]:
+    """For a run without questions: what it did, and what it did not."""
+    if data.prompts:
+        return []
+    trained = [stage for stage in answers["outcomes"] if stage != "base"]
+    did = ", ".join(f"{stage} was trained and saved in {saved(stage, options)}" for stage in trained)
+    return [
+        f"{did or 'Nothing was trained'}. No question was asked, so no accuracy was measured: --eval-data was not "
+        "given. To ask: --stages base --model FOLDER_OF_THE_WEIGHTS --eval-data FILE, in another --output."
+    ]
 
 
 def conclude(answers: dict[str, Any], data: Data, options: Options) -> None:
     """Tables from the answers, as results.json, report.html and text."""
     outcomes, borrowed, notes = borrow(answers["outcomes"], options, data)
+    notes = [*asked(answers, data, options), *answers.get("notes", []), *notes]
     outcomes = {stage: outcomes[stage] for stage in STAGES if outcomes.get(stage)}
     replace_stages(options.output / "metrics.jsonl", borrowed)
     results = {
@@ -84,7 +129,10 @@ def conclude(answers: dict[str, Any], data: Data, options: Options) -> None:
         "settings": options.plain(),
     }
     write_json(options.output / "results.json", results)
-    report = write_report(options.output)
+    try:
+        report = str(write_report(options.output))
+    except Exception as error:  # results.json has all that was measured
+        report = f"not written, {type(error).__name__}: {error}"
     if outcomes:
         print(f"\nright answers in %, {len(data.kinds)} questions, ± one standard error")
         for name in outcomes["base"] if "base" in outcomes else next(iter(outcomes.values())):
@@ -97,7 +145,26 @@ def conclude(answers: dict[str, Any], data: Data, options: Options) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the stages, writing down what was found after each, and make the report."""
-    options, begun, state = parse_options(arguments), time.time(), PartialState()
+    options = parse_options(arguments)
+    if options.optimizer == "muon" and os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+        raise SystemExit(
+            "--optimizer muon does not run under DeepSpeed, which cuts matrices into flat shards. "
+            "Hint: --optimizer adamw."
+        )
+    try:
+        run_stages(options)
+    except KeyboardInterrupt:
+        if processes().is_main_process:
+            print(
+                f"\nInterrupted. The same command with --resume goes on with what is finished in {options.output}.",
+                file=sys.stderr,
+            )
+        raise SystemExit(130) from None
+
+
+def run_stages(options: Options) -> None:
+    """Begin, or go on with, the run in the output folder."""
+    begun, state = time.time(), processes()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     if state.is_main_process:
@@ -106,7 +173,7 @@ def main(arguments: list[str] | None = None) -> None:
             for name in ("answers.json", "metrics.jsonl", "results.json", "kept.png"):
                 (options.output / name).unlink(missing_ok=True)
         options.output.mkdir(parents=True, exist_ok=True)
-    answers = read_json(options.output / "answers.json") if options.resume else {}
+    answers: dict[str, Any] = read_json(options.output / "answers.json") if options.resume else {}
     if answers and (differing := options.differing(answers["settings"])):
         changed = ", ".join(f"--{name.replace('_', '-')}" for name in differing)
         raise SystemExit(
@@ -119,21 +186,30 @@ def main(arguments: list[str] | None = None) -> None:
     if options.group_rows and set(options.stages) != {"base"}:
         data = replace(data, sizes=measure_rows(data.train.file, data.collate))  # a few minutes for LLaVA's 665,000
 
-    answers = {"outcomes": {}, "wall_time": {}, "efficiency": [], "settings": options.plain()} | answers
+    fresh = {"outcomes": {}, "wall_time": {}, "efficiency": [], "notes": [], "settings": options.plain()}
+    answers = fresh | {"illustrated": bool(answers.get("efficiency"))} | answers
     answers |= {"comparable": comparable(options, data), "torch": torch.__version__}
     if state.is_main_process:
         write_json(options.output / "answers.json", answers)
-    before = answers["wall_time"].get("total", 0.0)
+    before, model, of = answers["wall_time"].get("total", 0.0), None, None
     for stage in options.stages:
         if stage in answers["outcomes"]:
             continue  # resumed: this one was finished
+        model = None  # makes room for the next one
         found, model = run(stage, processor, data, options)
+        of = stage
         answers["outcomes"][stage], answers["wall_time"][stage] = found["outcomes"], found["seconds"]
+        answers["notes"] += found["notes"]
+        answers["wall_time"]["total"] = round(before + time.time() - begun, 1)
         if state.is_main_process:
-            if data.prompts and stage == options.stages[-1]:
-                draw_kept(model, data, options)
-                answers["efficiency"] = costs(model, data, options)
-            answers["wall_time"]["total"] = round(before + time.time() - begun, 1)
+            write_json(options.output / "answers.json", answers)
+        state.wait_for_everyone()
+    last = options.stages[-1]
+    if data.prompts and not answers["illustrated"]:
+        shown = illustrate(model if of == last else load_trained(last, options), data, options)
+        answers |= shown | {"notes": answers["notes"] + shown["notes"]}
+        answers["wall_time"]["total"] = round(before + time.time() - begun, 1)
+        if state.is_main_process:
             write_json(options.output / "answers.json", answers)
         state.wait_for_everyone()
     if state.is_main_process:

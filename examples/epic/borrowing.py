@@ -4,7 +4,6 @@ They are made by `COMMAND`, and by `python -m examples.epic.borrowing runs/llava
 """
 
 import hashlib
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import torch
 
 from examples.epic.options import SCENES, Options
 from examples.epic.questions import Data
-from examples.epic.results import Outcomes, read_json, write_json
+from examples.epic.results import Outcomes, read_json, read_lines, write_json, write_lines
 
 SHIPPED = SCENES / "results"
 BORROWED = ("sft", "direct")
@@ -64,8 +63,7 @@ def borrow(outcomes: Outcomes, options: Options, data: Data) -> tuple[Outcomes, 
         note = f"No shipped results for {' and '.join(missing)}: they were made with another {', '.join(differing)}."
         return outcomes, [], [note + f" Run them with --stages {','.join(('base', 'sft', 'direct', 'epic'))}."]
     stages = {**outcomes, **{stage: shipped["outcomes"][stage] for stage in missing}}
-    lines = (SHIPPED / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    metrics = [line for line in map(json.loads, lines) if line["stage"] in missing]
+    metrics = [line for line in read_lines(SHIPPED / "metrics.jsonl") if line["stage"] in missing]
     seconds = sum(shipped["wall_time"][stage]["train"] for stage in missing)
     note = (
         f"{' and '.join(missing)} were not run here: they are shipped results of `{COMMAND}` with the same base model, "
@@ -79,15 +77,14 @@ def ship(run: Path, folder: Path = SHIPPED) -> None:
     """Keep of a finished run what `borrow` needs: outcomes of the stages, and the curves of those that are borrowed."""
     answers = read_json(run / "answers.json")
     kept = {name: answers[name] for name in ("comparable", "torch", "outcomes", "wall_time")}
-    lines = map(json.loads, (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
     short = [
         {name: float(f"{value:.5g}") if isinstance(value, float) else value for name, value in line.items()}
-        for line in lines
+        for line in read_lines(run / "metrics.jsonl")
         if line["stage"] in BORROWED
     ]
     folder.mkdir(exist_ok=True)
     write_json(folder / "answers.json", kept)
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in short), encoding="utf-8")
+    write_lines(folder / "metrics.jsonl", short)
 
 
 if __name__ == "__main__":

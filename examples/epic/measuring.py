@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
@@ -12,6 +13,11 @@ from examples.epic.questions import Data
 from examples.epic.results import encode
 from tokencurric import keep_count
 from tokencurric.evaluation import kept_tokens, measure_efficiency, plot_kept, sweep
+
+
+def processes() -> PartialState:
+    """The processes of this run. Without an accelerator it has to be told, or it counts one, whatever was launched."""
+    return PartialState(cpu=not torch.accelerator.is_available())
 
 
 def counts(model: Any) -> list[int]:
@@ -26,8 +32,10 @@ def evaluate(stage: str, model: Any, processor: Any, data: Data, options: Option
     Returns:
         compressor -> count -> outcomes in the order of the questions.
     """
-    state = PartialState()
-    mine = data.prompts[state.process_index :: state.num_processes]
+    state = processes()
+    # As many for each process: one whose share is smaller asks the first again, for sharded models run together.
+    share = range(state.process_index, state.process_index + len(data.prompts), state.num_processes)
+    mine = [data.prompts[number % len(data.prompts)] for number in share]
     keeps = counts(model)
     passes = (len(keeps) - 1) * len(COMPRESSORS) + 2
     found: dict[str, dict[str, str]] = {}
@@ -58,29 +66,30 @@ def _joined(shares: list[tuple[list[int], dict[str, dict[str, str]]]], order: li
 
 
 def draw_kept(model: Any, data: Data, options: Options) -> None:
-    """Four pictures, and what each compressor keeps of them at the smallest budget but one."""
-    keep, first = counts(model)[-2], data.prompts[0]
+    """Four images, and what each compressor keeps of them at the smallest budget but one."""
+    samples = [sample for sample in data.samples if len(sample.images) == 1][:4]
+    if not samples or data.ask is None:
+        raise ValueError("no question has exactly one image")
+    keep, first = counts(model)[-2], data.ask(samples)
     inputs = {name: value.to(model.device) for name, value in first.inputs.items()}
     row_key = first.row_key.to(model.device)
     masks = {  # each [batch visual]
         name: kept_tokens(model, inputs, compressor, keep=keep, layer=options.layer, row_key=row_key)
         for name, compressor in COMPRESSORS.items()
     }
-    rows = [row for row in range(len(first.references)) if len(data.samples[row].images) == 1][:4]
-    if rows:
-        turns = [next(turn for turn in data.samples[row].turns if turn.role == "user") for row in rows]
-        asked = [turn.words.strip() for turn in turns]
-        pictures = [(question, data.samples[row].images[0]) for question, row in zip(asked, rows, strict=True)]
-        table = [[(name, keep, mask[row]) for name, mask in masks.items()] for row in rows]
+    if processes().is_main_process:
+        asked = [next(turn for turn in sample.turns if turn.role == "user").words.strip() for sample in samples]
+        pictures = [(question, sample.images[0]) for question, sample in zip(asked, samples, strict=True)]
+        table = [[(name, keep, mask[row]) for name, mask in masks.items()] for row in range(len(samples))]
         plot_kept(pictures, table).savefig(options.output / "kept.png", dpi=110)
 
 
 def costs(model: Any, data: Data, options: Options, *, batch: int = 16) -> list[Mapping[str, Any]]:
-    """What the first question costs at each count, asked several times at once so that the model outweighs the loop."""
-    first = data.prompts[0]
-    real = first.inputs["attention_mask"][0].bool()
-    inputs = {name: value[:1].to(model.device) for name, value in first.inputs.items()}
-    inputs |= {name: inputs[name][:, real] for name in ("input_ids", "attention_mask")}  # [1 seq], without padding
+    """Cost of the first question with an image at each count, asked several times at once to outweigh the loop."""
+    sample = next((sample for sample in data.samples if sample.images), None)
+    if sample is None or data.ask is None:
+        raise ValueError("no question has an image")
+    inputs = {name: value.to(model.device) for name, value in data.ask([sample]).inputs.items()}
     inputs = {name: value.repeat(batch, *[1] * (value.ndim - 1)) for name, value in inputs.items()}
     model.eval()
     rows = measure_efficiency(model, inputs, COMPRESSORS[options.compressor], counts(model), layer=options.layer)

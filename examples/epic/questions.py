@@ -36,7 +36,7 @@ TRAINED = {"color": 0.2, "shape": 0.15, "exists": 0.1, "count": 0.55}
 class Data:
     """Conversations to train on, questions as left-padded prompts with what kind each is, and a digest of the files.
 
-    `sizes` are of the conversations, where batches are made by them.
+    `sizes` are of the conversations, where batches are made by them; `ask` made the prompts.
     """
 
     train: ConversationDataset
@@ -46,6 +46,7 @@ class Data:
     kinds: dict[int, str]
     digest: str
     sizes: RowSizes | None = None
+    ask: PromptCollator | None = None
 
 
 def prepare(options: Options, processor: Any, *, write: bool) -> Data:
@@ -93,7 +94,7 @@ def prepare(options: Options, processor: Any, *, write: bool) -> Data:
         rows = json.loads(text)
         kinds = {number: rows[number]["kind"][0] for number in kinds}
         text += talk.read_bytes()  # of the scenes it is small
-    return Data(train, collate, samples, prompts, kinds, hashlib.sha256(text).hexdigest())
+    return Data(train, collate, samples, prompts, kinds, hashlib.sha256(text).hexdigest(), ask=ask)
 
 
 def read(path: Path, images: Path | None, options: Options) -> ConversationFile:

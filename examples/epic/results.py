@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tokencurric.checkpoints import write_whole
+from tokencurric.errors import DataError
 from tokencurric.evaluation import Answers, binomial_error, paired_difference, recovered_share
 
 # stage -> compressor -> kept count -> outcomes in the order of the questions, "1" for a right answer.
@@ -82,20 +84,45 @@ def _recovered(accuracy: Table) -> Table:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object, or an empty one where there is no file."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    """A JSON object, or an empty one where there is no file.
+
+    Raises:
+        DataError: the file is no JSON; the text names it.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError as error:
+        raise DataError(f"{path} cannot be read: {error}. Hint: restore it, or begin in another folder.") from error
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write whole or not at all, so that an interrupted run can be resumed."""
-    draft = path.with_suffix(".partial")
-    draft.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    draft.replace(path)
+    write_whole(path, json.dumps(content, indent=1) + "\n")
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file with one a line. A last line without an end was being written when a run was killed.
+
+    Raises:
+        DataError: a finished line is no JSON; the text names it.
+    """
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    *lines, _ = text.split("\n")
+    found = []
+    for number, line in enumerate(lines, 1):
+        try:
+            found.append(json.loads(line))
+        except ValueError as error:
+            raise DataError(f"{path}, line {number}, cannot be read: {error}. Hint: correct or delete it.") from error
+    return found
+
+
+def write_lines(path: Path, lines: list[dict[str, Any]]) -> None:
+    """Replace the file by these objects, whole or not at all."""
+    write_whole(path, "".join(json.dumps(line) + "\n" for line in lines))
 
 
 def replace_stages(path: Path, lines: list[dict[str, Any]]) -> None:
     """Put lines of metrics into a file, in place of what it has of the same stages."""
     stages = {line["stage"] for line in lines}
-    written = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    kept = [line for line in map(json.loads, written) if line["stage"] not in stages]
-    path.write_text("".join(json.dumps(line) + "\n" for line in [*kept, *lines]), encoding="utf-8")
+    write_lines(path, [line for line in read_lines(path) if line["stage"] not in stages] + lines)

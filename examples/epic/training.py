@@ -1,17 +1,20 @@
 """One stage of training: the objective that makes the stage what it is, and transformers' Trainer around it."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import ProgressCallback, TrainerCallback, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint, set_seed
+from transformers.trainer_utils import set_seed
 
 from examples.epic.optimizer import MuonAndAdamW
 from examples.epic.options import COMPRESSORS, Options
 from examples.epic.questions import Data
+from examples.epic.results import read_lines, write_lines
 from tokencurric import EPIC, ConsistencyLoss, EpicTrainer
+from tokencurric.checkpoints import put_in_place
 from tokencurric.curriculum import constant
 
 DIRECT = 8 / 9  # removed from the first step on: as much as the smallest budget that is evaluated
@@ -32,7 +35,6 @@ def train(stage: str, model: Any, processor: Any, data: Data, options: Options) 
     """Train `model` in place. Seed, data order, steps and optimizer are the same in every stage."""
     folder = options.output / "stages" / stage
     lines = options.output / "metrics.jsonl"
-    last = get_last_checkpoint(str(folder)) if options.resume and folder.is_dir() else None
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=options.steps or -1,
@@ -65,12 +67,31 @@ def train(stage: str, model: Any, processor: Any, data: Data, options: Options) 
         data_collator=data.collate,
         processing_class=processor,
         optimizers=(MuonAndAdamW(model, options.lr) if options.optimizer == "muon" else None, None),
-        callbacks=[Lines(lines, stage, done=0 if last is None else int(last.rpartition("-")[2]))],
+        callbacks=[Lines(lines, stage)],
     )
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(Bar(stage))
-    trainer.train(resume_from_checkpoint=last)
+    trainer.train(resume_from_checkpoint=trainer.last_checkpoint() if options.resume else None)
     return trainer
+
+
+def save(trainer: EpicTrainer, folder: Path) -> list[str]:
+    """Save the trained weights, whole or not at all; notes on what was not."""
+    draft = folder.with_name(folder.name + ".partial")
+    main = trainer.accelerator.is_main_process
+    if main:
+        shutil.rmtree(draft, ignore_errors=True)
+    trainer.accelerator.wait_for_everyone()
+    trainer.save_model(str(draft))
+    trainer.accelerator.wait_for_everyone()
+    notes = []
+    if main and draft.is_dir():
+        put_in_place(draft, folder)
+    elif main:  # FSDP's sharded weights
+        stages = trainer.args.output_dir
+        notes = [f"{folder.name}: no plain checkpoint was written; `accelerate merge-weights` makes one of {stages}."]
+    trainer.accelerator.wait_for_everyone()
+    return notes
 
 
 def falling(options: Options) -> dict[str, Any]:
@@ -122,24 +143,20 @@ class Bar(ProgressCallback):
 
 
 class Lines(TrainerCallback):
-    """Appends every logged step to a file, one JSON object a line; `done` steps of the stage stay from before."""
+    """Appends every logged step to a file, one JSON object a line."""
 
-    def __init__(self, path: Path, stage: str, *, done: int) -> None:
-        self.path, self.stage, self.done = path, stage, done
+    def __init__(self, path: Path, stage: str) -> None:
+        self.path, self.stage = path, stage
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Take out what an interrupted run wrote after its last checkpoint."""
         if state.is_world_process_zero:
-            kept = [line for line in self.read() if line["stage"] != self.stage or line["step"] <= self.done]
-            self.path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+            done = state.global_step
+            lines = read_lines(self.path)
+            write_lines(self.path, [each for each in lines if each["stage"] != self.stage or each["step"] <= done])
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """Append a line."""
         if state.is_world_process_zero and logs and "loss" in logs:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"stage": self.stage, "step": state.global_step, **logs}) + "\n")
-
-    def read(self) -> list[dict[str, Any]]:
-        """All lines so far."""
-        text = self.path.read_text(encoding="utf-8") if self.path.exists() else ""
-        return [json.loads(line) for line in text.splitlines()]

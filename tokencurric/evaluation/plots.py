@@ -1,6 +1,6 @@
 """Figures of a run, from its plain results and metrics."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -152,11 +152,20 @@ def plot_efficiency(rows: Sequence[Mapping[str, Any]]) -> "Figure":
     return figure
 
 
-def save_figures(results: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
+def save_figures(
+    results: Mapping[str, Any],
+    metrics: Sequence[Mapping[str, Any]],
+    folder: Path,
+    *,
+    failed: dict[str, str] | None = None,
+) -> list[Path]:
     """Draw what there is data for, and write it as PNG.
 
     Args:
-        results: as in `results.json`. metrics: lines of `metrics.jsonl`. folder: where to write.
+        results: contents of `results.json`.
+        metrics: lines of `metrics.jsonl`.
+        folder: folder to write to.
+        failed: if given, a figure that cannot be drawn is entered here with the reason, and the others are drawn.
 
     Returns:
         The files written.
@@ -168,19 +177,29 @@ def save_figures(results: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]
         >>> save_figures(results, metrics, Path("runs/llava_epic"))  # doctest: +SKIP
         [PosixPath('runs/llava_epic/accuracy.png'), ...]
     """
-    figures: dict[str, Figure] = {}
+    figures: dict[str, Callable[[], Figure]] = {}
     if results.get("accuracy"):
-        figures["accuracy"] = plot_accuracy(results)
+        figures["accuracy"] = lambda: plot_accuracy(results)
     if metrics:
-        figures["losses"] = plot_losses(metrics)
+        figures["losses"] = lambda: plot_losses(metrics)
         if any(line.get("stage") == "epic" for line in metrics):
-            figures["schedule"] = plot_schedule(metrics)
+            figures["schedule"] = lambda: plot_schedule(metrics)
     if results.get("efficiency"):
-        figures["efficiency"] = plot_efficiency(results["efficiency"])
+        figures["efficiency"] = lambda: plot_efficiency(results["efficiency"])
     written = []
-    for name, figure in figures.items():
-        written.append(folder / f"{name}.png")
-        figure.savefig(written[-1], dpi=130, bbox_inches="tight")
+    for name, draw in figures.items():
+        path = folder / f"{name}.png"
+        path.unlink(missing_ok=True)  # one of an earlier run would be taken for this one's
+        try:
+            draw().savefig(path, dpi=130, bbox_inches="tight")
+        except MissingDependencyError:
+            raise
+        except Exception as error:
+            if failed is None:
+                raise
+            failed[name] = f"{type(error).__name__}: {error}"
+            continue
+        written.append(path)
     return written
 
 

@@ -8,6 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from tokencurric.checkpoints import write_whole
 from tokencurric.errors import DataError
 from tokencurric.evaluation.plots import STAGES, compressors_of, display, save_figures
 
@@ -50,7 +51,7 @@ def read_run(folder: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 
 
 def write_report(folder: str | Path) -> Path:
-    """Draw the figures of a run and write `report.html` with all of them in it.
+    """Draw the figures of a run and write `report.html` with all of them in it; one that fails is a line there.
 
     Args:
         folder: with `results.json` and `metrics.jsonl`, and `kept.png` if pictures with kept patches were drawn.
@@ -67,9 +68,11 @@ def write_report(folder: str | Path) -> Path:
     """
     folder = Path(folder)
     results, metrics = read_run(folder)
-    save_figures(results, metrics, folder)
+    failed: dict[str, str] = {}
+    save_figures(results, metrics, folder, failed=failed)
+    notes = [f"The figure {name} could not be drawn: {reason}" for name, reason in failed.items()]
     path = folder / "report.html"
-    path.write_text(_page(results, folder), encoding="utf-8")
+    write_whole(path, _page({**results, "notes": [*results.get("notes", []), *notes]}, folder))
     return path
 
 
@@ -96,9 +99,9 @@ def accuracy_rows(results: Mapping[str, Any], compressor: str) -> list[list[str]
 
 
 def _page(results: Mapping[str, Any], folder: Path) -> str:
-    parts = ["<h1>Visual-token compression: what training bought</h1>", _summary(results)]
+    parts = ["<h1>Visual-token compression: what training bought</h1>", _summary(results), _notes(results)]
     if results.get("accuracy"):
-        parts += ["<h2>Accuracy against kept tokens</h2>", _notes(results), _image(folder, "accuracy")]
+        parts += ["<h2>Accuracy against kept tokens</h2>", _image(folder, "accuracy")]
         parts += [_accuracy_table(results), _differences(results)]
     parts += _section(folder, "Loss", "losses", "Thin: as logged. Thick: mean over a window of 8% of the run.")
     parts += _section(folder, "Curriculum", "schedule", "One dot a logged step. The teacher loses fewer tokens.")
