@@ -4,16 +4,19 @@
 """
 
 import argparse
+import hashlib
+import json
 import os
 import random
 import signal
+import subprocess
 import sys
 import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.training.nursery import Nursery, result
+from tests.training.nursery import ROOT, Nursery, result
 
 OFTEN = {"save_steps": 1}  # for random moments, so that more of them fall into saving
 
@@ -82,9 +85,51 @@ def killed_after(nursery, folder, expected, seconds, **job):
     return resume(nursery, folder, expected, " + ".join(f"{each:.2f} s" for each in seconds), status, **job)
 
 
+def example(folder, *more):
+    """The example as a process that can be killed: Muon, images and text, evaluation after training."""
+    command = [sys.executable, str(ROOT / "examples" / "llava_epic.py"), "--smoke", "--stages", "epic"]
+    command += ["--questions", "4", "--save-every", "1", "--steps", "6", "--output", str(folder), *more]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    with Path(folder, "log.txt").open("a") as log:
+        return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+
+
+def example_ended(folder):
+    """Hash of the saved weights, and all answers; None where there is no end."""
+    weights, results = Path(folder, "checkpoint", "model.safetensors"), Path(folder, "results.json")
+    if not (weights.is_file() and results.is_file()):
+        return None
+    return hashlib.sha256(weights.read_bytes()).hexdigest(), json.loads(results.read_text())["accuracy"]
+
+
+def examples(folder, draws, count):
+    """Kill the example `count` times, each within its training or what comes after."""
+    begun = time.monotonic()
+    process = example(Path(folder, "example"))
+    while not Path(folder, "example", "metrics.jsonl").is_file() and process.poll() is None:
+        time.sleep(0.05)
+    trains = time.monotonic() - begun
+    process.wait()
+    seconds, expected = time.monotonic() - begun, example_ended(Path(folder, "example"))
+    for number in range(count):
+        into, drawn = Path(folder, f"example-{number}"), draws.uniform(0.0, seconds - trains)
+        process = example(into)
+        while not Path(into, "metrics.jsonl").is_file() and process.poll() is None:
+            time.sleep(0.05)
+        time.sleep(drawn)
+        process.kill()
+        status = process.wait()
+        found = tuple(sorted(path.name for path in into.glob("stages/epic/*")))
+        example(into, "--resume").wait()
+        same = expected is not None and example_ended(into) == expected
+        yield Row(f"the example, {drawn:.1f} s after its first step", status, found, ", ".join(found) or None, same)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--random", type=int, default=12, help="kills at random moments, beside one of each named")
+    parser.add_argument("--examples", type=int, default=0, help="kills of the example at random moments")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--every", action="store_true", help="kill at every moment there is, not one of each kind")
     options = parser.parse_args()
@@ -104,6 +149,9 @@ def main():
             into = Path(folder, f"random-{number}")
             rows.append(killed_after(nursery, into, same, drawn, arguments=OFTEN))
             show(len(rows), rows[-1])
+        for row in examples(folder, draws, options.examples) if options.examples else ():
+            rows.append(row)
+            show(len(rows), row)
     wrong = sum(not row.same for row in rows)
     print(f"{len(rows) - wrong} of {len(rows)} killed trainings ended with the weights of one that nobody killed")
     return wrong
