@@ -9,10 +9,11 @@ from torch import multiprocessing
 from tests.adapters import ranks
 from tests.adapters.ranks import Case
 from tests.adapters.zoo import FAMILIES, tiny_inputs, tiny_model
-from tokencurric import DART, FastV
+from tokencurric import DART, EPIC, FastV, Random
 from tokencurric.adapters import vision
 from tokencurric.adapters.blank import blank_picture
 from tokencurric.adapters.discovery import find_parts
+from tokencurric.curriculum import constant
 from tokencurric.errors import UnsupportedModelError
 from tokencurric.testing.models import apart
 
@@ -114,6 +115,27 @@ def test_without_a_ghost_the_ranks_part(tmp_path, wrap):
     """The control of all the others: the text-only rank misses what the other waits for."""
     with pytest.raises(pytest.fail.Exception, match=r"a rank broke|did not end"):
         on_two(tmp_path, [Case(wrap, ghost=False)], seconds=90)
+
+
+@pytest.mark.parametrize("mark", ["param_idx_in_group", None], ids=["ZeRO-2", "control"])
+def test_gradients_come_in_the_order_of_a_rank_with_pictures(mark, monkeypatch):
+    """ZeRO-1 and 2 sum what ranks made at the same place of their order, whatever weight it is of."""
+    monkeypatch.setattr(vision.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(vision.distributed, "get_world_size", lambda: 2)
+
+    def order(rows):
+        model, names = tiny_model("llava").train(), []
+        for name, weight in model.named_parameters():
+            weight.register_post_accumulate_grad_hook(lambda _, name=name: names.append(name))
+            if mark is not None:
+                setattr(weight, mark, 0)
+        inputs = {name: value for name, value in tiny_inputs("llava", rows, padding="right").items() if len(value)}
+        labels = torch.where(inputs["input_ids"] > 0, inputs["input_ids"], -100)
+        labels[:, :-2] = -100
+        EPIC(Random(), constant(0.75, margin=0.5, layer=1))(model, inputs | {"labels": labels}, 0, 1).loss.backward()
+        return names
+
+    assert (order(((20,),)) == order(((3, "I", 9),))) == (mark is not None)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -56,7 +56,7 @@ def test_two_ranks_train_as_one_process_and_resume(tmp_path, alone, stage):
     trainer, losses, norms = alone
     job = {"arguments": settings(stage), "dropout": 0.0, "save": True, "evaluate": [7]}
     first, second = train_on_two(tmp_path, **job)
-    assert "error" not in first, first
+    assert "error" not in first, (first, second)
     assert (first["world"], first["wrapped"]) == (2, "DeepSpeedEngine")
     assert first["losses"] == second["losses"] == pytest.approx(losses, rel=1e-5)
     assert first["norms"] == pytest.approx(norms, rel=1e-4)

@@ -20,7 +20,8 @@ def ghost_features(parts: ModelParts, inputs: dict[str, Any]) -> Callable[[], Te
 
     Ranks wait for each other's gradients (DDP) or weights (FSDP2, ZeRO-3) of the vision tower and its projector, so one
     that skips them would hang the others. Whole weights give the zero themselves; sharded ones have to be gathered by
-    a forward pass, which a blank picture brings about. None where nobody waits.
+    a forward pass, which a blank picture brings about. ZeRO-1 and 2 need that too: they sum gradients in the order in
+    which each rank makes them, so all ranks must make them in the same. None where nobody waits.
 
     Args:
         parts: of the model. inputs: what it is called with.
@@ -32,7 +33,8 @@ def ghost_features(parts: ModelParts, inputs: dict[str, Any]) -> Callable[[], Te
     if alone or any(value is not None and name.startswith(VISION) for name, value in inputs.items()):
         return None
     weights = _vision_weights(parts)
-    if any(isinstance(each, DTensor) or hasattr(each, "ds_id") for each in weights):
+    sharded = any(isinstance(each, DTensor) or hasattr(each, "ds_id") for each in weights)
+    if sharded or any(hasattr(each, "param_idx_in_group") for each in weights):  # ZeRO-3; ZeRO-1 and 2
         return partial(_features_of, parts, blank_picture(parts))
     trained = [each for each in weights if each.requires_grad and each.numel()]
     return partial(_zero, trained) if trained else None

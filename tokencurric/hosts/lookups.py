@@ -245,7 +245,8 @@ def _has(owner: Any, name: str) -> bool:
         return True
     if not isinstance(owner, type):
         return False
-    given = re.compile(rf"\bself\.{name}\s*(:[^=\n]+)?=[^=]")
+    # DeepSpeed gives its attributes to weights, which its classes call `param`.
+    given = re.compile(rf"\b(?:self|param)\.{name}\s*(:[^=\n]+)?=[^=]")
     for each in owner.__mro__[:-1]:
         if name in vars(each).get("__annotations__", {}) or given.search(_source(each)):
             return True

@@ -130,6 +130,7 @@ _ATTRIBUTES = (
     Attribute("lora_variant", ("peft.tuners.lora.layer.LoraLayer",)),
     # Of DeepSpeed
     Attribute("ds_id", ("deepspeed.runtime.zero.partition_parameters.Init",)),
+    Attribute("param_idx_in_group", ("deepspeed.runtime.zero.stage_1_and_2.DeepSpeedZeroOptimizer",)),
 )
 
 # What costs are computed from
