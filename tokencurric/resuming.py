@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from tokencurric import checkpoints
+from tokencurric.defects import defect
 from tokencurric.errors import MissingDependencyError, StateError
 from tokencurric.hosts.names import (
     LOAD_BEST_MODEL,
@@ -68,7 +69,7 @@ class ResumableTrainer(Trainer):
                 )
         else:
             chosen = str(resume_from_checkpoint)
-            reason = checkpoints.defect(chosen)
+            reason = defect(chosen)
             if reason is not None:
                 raise StateError(
                     f"train(resume_from_checkpoint={chosen!r}) cannot resume: {reason}. "
@@ -86,7 +87,7 @@ class ResumableTrainer(Trainer):
         if self.args.should_save:
             checkpoints.recover(run)
         self.accelerator.wait_for_everyone()
-        here = {step: checkpoints.defect(path) for step, path in checkpoints.numbered(run).items()}
+        here = {step: defect(path) for step, path in checkpoints.numbered(run).items()}
         everywhere: list[dict[int, str | None]] = gather_object([here])
         for step in sorted({step for found in everywhere for step in found}, reverse=True):
             reasons = [found.get(step, "the folder does not exist") for found in everywhere]
@@ -165,7 +166,7 @@ class ResumableTrainer(Trainer):
     @LOAD_BEST_MODEL.overridden_by
     def _load_best_model(self) -> None:
         folder = str(self.state.best_model_checkpoint)
-        reason = checkpoints.defect(folder, resume=False)
+        reason = defect(folder, resume=False)
         if reason is not None:
             raise StateError(
                 f"The best checkpoint {folder} cannot be loaded: {reason}. "

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tokencurric.callbacks import CheckLosses, LookAhead, TellEpoch
 from tokencurric.data.grouping import GroupedSampler
 from tokencurric.data.sizes import RowSizes
 from tokencurric.distill import EPIC, EpicOutput
@@ -25,51 +26,13 @@ from tokencurric.hosts.names import (
     TRAIN_SAMPLER,
 )
 from tokencurric.recipe import describe_objective
-from tokencurric.resuming import ResumableTrainer, TrainerCallback, gather_object
+from tokencurric.resuming import ResumableTrainer, gather_object
 
 _log = logging.getLogger(__name__)
 RECIPE = "tokencurric.json"
 _PER_TOKEN = frozenset(
     {"sft_loss", "consistency_loss", "feature_loss"}
 )  # averaged over supervised tokens, the rest over batches
-
-
-class _LookAhead(TrainerCallback):
-    """Has the objective look at all its stages once the number of steps is known."""
-
-    def __init__(self, objective: EPIC) -> None:
-        self.objective = objective
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.objective.preflight(kwargs["model"], state.max_steps, args.seed)
-
-
-class _CheckLosses(TrainerCallback):
-    """Has the objective look at its losses where Trainer reads numbers anyway, and before anything is saved."""
-
-    def __init__(self, objective: EPIC) -> None:
-        self.objective = objective
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if control.should_log or control.should_save or control.should_evaluate:
-            self.objective.check_losses()
-
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.objective.check_losses()
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.objective.check_losses()
-
-
-class _TellEpoch(TrainerCallback):
-    """Tells the sampler the epoch: on resuming with several processes, data loaders do not reach as far as to it."""
-
-    def __init__(self, trainer: "EpicTrainer") -> None:
-        self.trainer = trainer
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.trainer.sampler is not None:
-            self.trainer.sampler.set_epoch(int(state.epoch or 0))
 
 
 class EpicTrainer(ResumableTrainer):
@@ -80,8 +43,8 @@ class EpicTrainer(ResumableTrainer):
     resumed run equals an uninterrupted one. Losses are divided by the supervised tokens of the whole accumulated batch.
     It logs both losses, ratios, layer, margin and kept tokens. Saved models are plain checkpoints of their class, plus
     `tokencurric.json` with compressor and curriculum. Evaluation is the cross-entropy without compression, averaged
-    over supervised tokens. After training the hooks are gone. A loss that is NaN
-    or infinite ends the training before anything is saved after it.
+    over supervised tokens. After training the hooks are gone. A loss that is NaN or infinite ends the training before
+    anything is saved after it.
 
     Args:
         args: and all others, as for transformers.Trainer. Batches need `labels`; `row_key` (the sample's number in the
@@ -140,9 +103,9 @@ class EpicTrainer(ResumableTrainer):
         self.sampler: GroupedSampler | None = None  # of the training, once its data loader is made
         self._noted: dict[str, float | Tensor] = {}
         self._evaluated: list[Tensor] = []  # [2] each: a batch's summed cross-entropy and its supervised tokens
-        self.add_callback(_LookAhead(objective))
-        self.add_callback(_CheckLosses(objective))
-        self.add_callback(_TellEpoch(self))
+        self.add_callback(LookAhead(objective))
+        self.add_callback(CheckLosses(objective))
+        self.add_callback(TellEpoch(lambda: self.sampler))
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As transformers.Trainer.train; the hooks are taken off at the end, also after an error."""

@@ -16,7 +16,7 @@ from tokencurric.hosts.lookups import Argument, Attribute, Override
 from tokencurric.resuming import ResumableTrainer
 
 LIBRARY = Path(tokencurric.__file__).parent
-ROOMS = ("adapters", "hosts", "distill.py", "trainer.py", "resuming.py")
+ROOMS = ("adapters", "hosts", "distill.py", "trainer.py", "resuming.py", "callbacks.py")
 ROOMS += tuple(f"evaluation/{name}.py" for name in ("flops", "memory", "efficiency"))
 DECLARED = {name for each in names.ALL for name in each.names}
 # What is looked up by name and is ours, Python's, or a value and no name.

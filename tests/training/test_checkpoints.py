@@ -14,7 +14,8 @@ from tests.training import kills
 from tests.training.nursery import Nursery
 from tests.training.rows import Rows, digest, make_trainer
 from tokencurric import EPIC, Random, checkpoints, lcd
-from tokencurric.checkpoints import CONTENTS, UNFINISHED, defect, numbered, put_in_place, recover, rotate, seal
+from tokencurric.checkpoints import UNFINISHED, numbered, put_in_place, recover, rotate, seal
+from tokencurric.defects import CONTENTS, defect
 from tokencurric.errors import StateError
 
 STATES = ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json")

@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from tests.training.launch import QUIET, ROOT, train_on_two
 from tests.training.rows import Rows, make_trainer
 from tests.training.worker import make_model
-from tokencurric.checkpoints import defect, numbered
+from tokencurric.checkpoints import numbered
+from tokencurric.defects import defect
 
 pytestmark = [
     pytest.mark.deepspeed,

@@ -5,7 +5,8 @@ import torch
 
 from tests.training.launch import train_on_two
 from tests.training.rows import ROWS, Rows, collate, make_trainer
-from tokencurric.checkpoints import defect, numbered
+from tokencurric.checkpoints import numbered
+from tokencurric.defects import defect
 from tokencurric.errors import DataError
 
 
