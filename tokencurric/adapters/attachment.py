@@ -15,11 +15,8 @@ from tokencurric.adapters.deepstack import Deepstack
 from tokencurric.adapters.discovery import ModelParts
 from tokencurric.adapters.forwards import Decoding, Forwards
 from tokencurric.adapters.last_layer import LastLayer
-from tokencurric.adapters.layout import Layout, lay_out
-from tokencurric.adapters.pictures import lengths_of, numbered
+from tokencurric.adapters.prompt import begin
 from tokencurric.adapters.record import Carrier, Record, Request
-from tokencurric.adapters.repeated import for_rows_of
-from tokencurric.adapters.row_keys import content_keys
 from tokencurric.adapters.seam import Call, Seam
 from tokencurric.adapters.short_caches import ShortCaches
 from tokencurric.adapters.stretch import Stretch
@@ -233,42 +230,7 @@ class Attachment:
     def _begin(self, request: Request, call: Call, features: dict[str, Any], deepstack: Deepstack | None) -> Record:
         self.forwards.refuse_company()
         self.settle()
-        request, layout = for_rows_of(call, request), request.layout
-        if layout is None:
-            layout = self._lay_out(request, call, features)
-        if call.shape is not None and call.shape != tuple(layout.visual.shape):
-            raise ShapeError(
-                f"compress needs token ids of the decoder's input, shape {call.shape}; got "
-                f"{tuple(layout.visual.shape)}. Each visual token needs a placeholder. Use the model's processor."
-            )
-        key = request.row_key
-        if key is None:
-            key = content_keys(layout.real.long() if call.ids is None else call.ids, layout.prompt)
-        return Record(request, layout, key, deepstack)
-
-    def _lay_out(self, request: Request, call: Call, features: dict[str, Any]) -> Layout:
-        visual, groups = call.visual if request.visual is None else request.visual, request.groups
-        if visual is None:
-            raise StateError(
-                "compress needs to know which tokens are visual; got a call without input_ids. Pass "
-                "visual_mask=... (True at visual tokens) to compress(...), or call the model with input_ids."
-            )
-        prompt: int | Tensor | None = self.forwards.now.prompt
-        if prompt is None:
-            prompt = request.prompt
-        elif call.shape is not None and prompt < call.shape[1]:  # `generate` without a cache: the mask is the prompt's
-            visual = _lengthened(visual, call.shape)
-            groups = None if groups is None else _lengthened(groups, call.shape)
-        if prompt is not None:
-            visual = visual & (torch.arange(visual.shape[1], device=visual.device) < _column(prompt, visual.device))
-        if request.pictures and groups is None:
-            config = getattr(self.parts.base, "config", None)
-            lengths = {kind: lengths_of(each, config) for kind, each in features.items()}
-            groups = numbered(call.ids, visual, lengths, self.parts.visual_kinds)
-        labels = call.labels if request.labels is None else request.labels
-        if labels is not None and request.query is not None and labels.shape != visual.shape:
-            labels = None  # of a sequence without its images; they would only tell the query
-        return lay_out(visual, call.real, labels=labels, query=request.query, groups=groups, prompt=prompt)
+        return begin(self.parts, request, call, features, self.forwards.now.prompt, deepstack)
 
     def _after_end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         now = self.forwards.now
@@ -474,12 +436,3 @@ def attachments_of(parts: ModelParts) -> list[Attachment]:
     """The attachments whose hooks are on the model now."""
     owners = (getattr(hook, "__self__", None) for hook in parts.decoder._forward_pre_hooks.values())
     return [owner for owner in owners if isinstance(owner, Attachment)]
-
-
-def _column(prompt: int | Tensor, device: torch.device) -> int | Tensor:
-    return prompt.to(device)[:, None] if isinstance(prompt, Tensor) else prompt
-
-
-def _lengthened(mask: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """A mask, or numbers, of a prompt's positions, with 0 at those that come after it."""
-    return torch.nn.functional.pad(mask, (0, max(0, shape[1] - mask.shape[1])))
