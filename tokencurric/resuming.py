@@ -43,9 +43,15 @@ class ResumableTrainer(Trainer):
     reason. Resuming a training that had finished loads it and returns.
 
     Checkpoints of transformers' own Trainer can be resumed from as long as their files are complete.
+
+    Args:
+        *args: as for transformers.Trainer.
+        **kwargs: as for transformers.Trainer.
     """
 
-    _drafts: Path | None = None  # folder that stands for the output folder while a checkpoint is written
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._drafts: Path | None = None  # stands for the output folder while a checkpoint is written
 
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
         """As transformers.Trainer.train.
