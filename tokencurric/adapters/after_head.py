@@ -84,7 +84,8 @@ def text_tokens(parts: ModelParts) -> Int[Tensor, "1 2"]:
     Args:
         parts: of the model.
     """
-    special = {*parts.visual_ids, *_token_ids(parts.base.config.to_dict())}
+    visual = {each for ids in parts.visual_kinds.values() for each in ids}  # a model that is given a mask has none
+    special = {*visual, *_token_ids(parts.base.config.to_dict())}
     text = [each for each in range(len(special) + 2) if each not in special]
     return torch.tensor([text[-2:]])
 
