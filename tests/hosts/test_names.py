@@ -20,7 +20,7 @@ ROOMS = ("adapters", "hosts", "distill.py", "trainer.py", "resuming.py", "callba
 ROOMS += tuple(f"evaluation/{name}.py" for name in ("flops", "memory", "efficiency"))
 DECLARED = {name for each in names.ALL for name in each.names}
 # What is looked up by name and is ours, Python's, or a value and no name.
-OURS = {"_tokencurric", "row_key", "batches", "supervised_tokens", "normed_tokens", "normed_text_tokens"}
+OURS = {"_tokencurric", "row_key", "visual_mask", "batches", "supervised_tokens", "normed_tokens", "normed_text_tokens"}
 OURS |= {"cache_position"}  # of a few models only, and of some that are not in transformers
 OURS |= {
     "__self__",
@@ -39,8 +39,9 @@ OURS |= {
     "full_attention",
     "ALora",
 }
+OURS |= {"__dict__", "__slots__", "token"}
 LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
-# Names that stand in a table, by the files that look up what is in it. The adapters of hand-written models are ours.
+# Names that stand in a table, by the files that look up what is in it; of adapters and caches written by hand, any.
 TABLES = {
     "discovery.py": [name for fields in discovery._VISUAL_IDS.values() for name in fields],
     "pictures.py": list(pictures.READERS),
