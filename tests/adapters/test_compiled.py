@@ -23,6 +23,7 @@ def run(*choice):
     assert done.returncode == 0, done.stdout
 
 
+@pytest.mark.timeout(1200)  # ten cases in one process, which a busy machine needs minutes for
 def test_compiled():
     run("-m", "not slow")
 
