@@ -165,7 +165,7 @@ class Forwards:
         return bool(self._generating & stacks.keys()) or any(_calls(frame, self._modules) for frame in stacks.values())
 
     def in_root(self) -> bool:
-        """Whether this thread is in a call of a root; taken for granted where code may be compiled, as stacks differ."""
+        """Whether this thread is in a call of a root. Taken for granted where code may be compiled: stacks differ."""
         if self.compiled or torch.compiler.is_compiling() or self._mine() is self._shared:
             return True
         return _calls(sys._getframe(), self._roots)
